@@ -1,0 +1,5 @@
+"""medssl-bench: which way of pretraining without labels helps my medical task, and is the difference real?"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,294 @@
+"""Backbones, decoders and the pooling that turns pixel embeddings into patch and region vectors.
+
+A backbone is an encoder whose feature pyramid runs from the finest to the coarsest level; pretraining and transfer use
+the same object. The decoders are the U-Nets of Chen et al., "Local Discriminative Representation Learning" (its backbone
+figure gives no widths): level i concatenates the upsampled map with skip i, then two 3x3 convolutions bring it to the
+width of skip i and of skip i-1, which reproduces the paper's parameter counts (Table 3) for all six encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.spec import BenchError
+
+
+def conv_block(inputs: int, outputs: int) -> nn.Sequential:
+    """3x3 convolution, batch normalisation, ReLU."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def kaiming_(module: nn.Module) -> nn.Module:
+    """Kaiming-normal convolutions (fan out, ReLU), zero biases, unit batch normalisation."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    return module
+
+
+# ------------------------------------------------------------------------------------------------------------ encoders
+
+
+class VGGEncoder(nn.Module):
+    """VGG16 with batch normalisation and no classifier; features are taken before each of the five max-poolings."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        depths, inputs, stages = (2, 2, 3, 3, 3), in_channels, []
+        for width, depth in zip(widths, depths, strict=True):
+            blocks = [conv_block(inputs if index == 0 else width, width) for index in range(depth)]
+            stages.append(nn.Sequential(*blocks))
+            inputs = width
+        self.stages = nn.ModuleList(stages)
+        self.channels = tuple(widths)
+        self.strides = (1, 2, 4, 8, 16)
+        kaiming_(self)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features, x = [], images
+        for index, stage in enumerate(self.stages):
+            x = stage(x if index == 0 else F.max_pool2d(x, 2))
+            features.append(x)
+        return features
+
+
+class ResNetEncoder(nn.Module):
+    """A ResNet whose 7x7 stem is two 3x3 convolutions and a 2x2 max-pooling (section 6.1.4 of the paper)."""
+
+    def __init__(self, in_channels: int, name: str) -> None:
+        super().__init__()
+        import torchvision.models
+
+        trunk = getattr(torchvision.models, name)(weights=None)
+        self.stem = nn.Sequential(conv_block(in_channels, 64), conv_block(64, 64))
+        self.layers = nn.ModuleList([trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4])
+        self.channels = (64, *(_out_channels(layer) for layer in self.layers))
+        self.strides = (1, 2, 4, 8, 16)
+        kaiming_(self.stem)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = [self.stem(images)]
+        x = F.max_pool2d(features[0], 2)
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x)
+        return features
+
+
+def _out_channels(layer: nn.Module) -> int:
+    return [part for part in layer.modules() if isinstance(part, nn.BatchNorm2d)][-1].num_features
+
+
+class SmpEncoder(nn.Module):
+    """Any encoder of segmentation-models-pytorch, timm's `tu-` ones included, untrained."""
+
+    def __init__(self, in_channels: int, name: str) -> None:
+        super().__init__()
+        import segmentation_models_pytorch as smp
+
+        try:
+            self.trunk = smp.encoders.get_encoder(name, in_channels=in_channels, depth=5, weights=None)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise BenchError(f"unknown backbone {name!r}: {str(error).splitlines()[0][:200]}") from None
+        kept = [index for index, width in enumerate(self.trunk.out_channels) if width > 0 and index > 0]
+        self._kept = kept
+        self.channels = tuple(self.trunk.out_channels[index] for index in kept)
+        self.strides = tuple(2**index for index in kept)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.trunk(images)
+        return [features[index] for index in self._kept]
+
+
+_VGG16 = (64, 128, 256, 512, 512)
+BACKBONES: dict[str, Callable[[int], nn.Module]] = {
+    "tiny_vgg16": lambda channels: VGGEncoder(channels, [width // 4 for width in _VGG16]),
+    "small_vgg16": lambda channels: VGGEncoder(channels, [width // 2 for width in _VGG16]),
+    "vgg16": lambda channels: VGGEncoder(channels, _VGG16),
+    "resnet18": lambda channels: ResNetEncoder(channels, "resnet18"),
+    "resnet34": lambda channels: ResNetEncoder(channels, "resnet34"),
+    "resnet50": lambda channels: ResNetEncoder(channels, "resnet50"),
+}
+
+
+class Backbone(nn.Module):
+    """An encoder by name: images (B, C, H, W) -> feature pyramid, finest level first.
+
+    `channels` and `strides` describe the levels. H and W must be multiples of the last stride.
+    Raises BenchError for an unknown name.
+    """
+
+    def __init__(self, name: str, in_channels: int = 3) -> None:
+        super().__init__()
+        build = BACKBONES.get(name)
+        self.name, self.in_channels = name, in_channels
+        self.encoder: nn.Module = build(in_channels) if build else SmpEncoder(in_channels, name)
+        self.channels: tuple[int, ...] = tuple(self.encoder.channels)  # type: ignore[arg-type]
+        self.strides: tuple[int, ...] = tuple(self.encoder.strides)  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """Channels of the coarsest level."""
+        return self.channels[-1]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.encoder(images)
+        return features
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Global average of the coarsest level: (B, C, H, W) -> (B, width)."""
+        return self(images)[-1].mean(dim=(2, 3))
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------------ decoders
+
+
+class UNetDecoder(nn.Module):
+    """Feature pyramid -> fused map (B, width, H, W): upsampled coarse path and finest skip side by side.
+
+    Nearest upsampling, skips by concatenation; a pyramid that starts below full resolution is upsampled at the end.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.factors = [coarse // fine for fine, coarse in zip(strides[:-1], strides[1:], strict=True)][::-1]
+        levels, inputs = [], channels[-1]
+        for index in range(len(channels) - 2, 0, -1):
+            skip, outputs = channels[index], channels[index - 1]
+            levels.append(nn.Sequential(conv_block(inputs + skip, skip), conv_block(skip, outputs)))
+            inputs = outputs
+        self.levels = nn.ModuleList(levels)
+        self.last_factor = strides[0]
+        self.width = inputs + channels[0]
+        kaiming_(self)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x = features[-1]
+        for index, (skip, factor) in enumerate(zip(features[-2::-1], self.factors, strict=True)):
+            x = torch.cat([F.interpolate(x, scale_factor=factor, mode="nearest"), skip], dim=1)
+            if index < len(self.levels):
+                x = self.levels[index](x)
+        return F.interpolate(x, scale_factor=self.last_factor, mode="nearest") if self.last_factor > 1 else x
+
+
+class PixelDecoder(nn.Module):
+    """U-Net decoder with an embedding head and, where `clusters` > 0, a clustering head.
+
+    Feature pyramid -> pixel embedding (B, K, H, W), unit vectors, and soft assignment (B, C, H, W), summing to 1 over C
+    (None without clusters): a sigmoid, then l1 normalisation, as the authors' code has it; the paper only asks for a
+    probability per pixel.
+    """
+
+    def __init__(self, backbone: Backbone, embedding: int = 32, clusters: int = 16) -> None:
+        super().__init__()
+        self.unet = UNetDecoder(backbone.channels, backbone.strides)
+        self.embed = _head(self.unet.width, embedding)
+        self.cluster = _head(self.unet.width, clusters) if clusters else None
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        fused = self.unet(features)
+        pixels = F.normalize(self.embed(fused), dim=1)
+        if self.cluster is None:
+            return pixels, None
+        scores = self.cluster(fused).sigmoid() + 1e-9
+        return pixels, scores / scores.sum(dim=1, keepdim=True)
+
+
+def _head(inputs: int, outputs: int) -> nn.Module:
+    return kaiming_(nn.Sequential(conv_block(inputs, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)))
+
+
+class SegmentationNet(nn.Module):
+    """A backbone with the transfer decoder: images (B, C, H, W) -> logits (B, classes, H, W)."""
+
+    def __init__(self, backbone: Backbone, classes: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        unet, width = UNetDecoder(backbone.channels, backbone.strides), backbone.channels[0]
+        head = nn.Sequential(
+            conv_block(unet.width, width), conv_block(width, width), nn.Conv2d(width, classes, 3, padding=1)
+        )
+        self.decoder = nn.Sequential(unet, kaiming_(head))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.decoder(self.backbone(images))
+        return out
+
+
+# ------------------------------------------------------------------------------------------------------------- pooling
+
+
+def patch_embeddings(pixels: Tensor, grid: int) -> Tensor:
+    """Mean pixel embedding of every cell of a grid, as unit vectors (Eq. 3).
+
+    pixels (B, K, H, W) as given -> (B, grid * grid, K), row-major. Pools adaptively where H or W is not divisible.
+    """
+    batch, width, height, breadth = pixels.shape
+    if height % grid == 0 and breadth % grid == 0:
+        cells = pixels.reshape(batch, width, grid, height // grid, grid, breadth // grid).mean(dim=(3, 5))
+    else:
+        cells = F.adaptive_avg_pool2d(pixels, grid)
+    return F.normalize(cells.flatten(2).transpose(1, 2), dim=2)  # (B, grid * grid, K)
+
+
+def region_embeddings(pixels: Tensor, assignment: Tensor) -> Tensor:
+    """Pixel embeddings averaged by soft assignment, as unit vectors (Eq. 10).
+
+    pixels (B, K, *S), assignment (B, C, *S), both as given -> (B, C, K).
+    """
+    return F.normalize(torch.bmm(assignment.flatten(2), pixels.flatten(2).transpose(1, 2)), dim=2)
+
+
+# ----------------------------------------------------------------------------------------------------------- hand-over
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """What became of the weights that were handed over."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]  # the network has them, the file does not
+    unexpected: tuple[str, ...]  # the file has them, the network does not, or not in this shape
+
+
+def hand_over(target: nn.Module, weights: Mapping[str, Tensor]) -> HandOver:
+    """Loads `weights` into `target` by name and shape and says what matched; BenchError where nothing did."""
+    own = target.state_dict()
+    matched = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    report = HandOver(
+        tuple(matched),
+        tuple(name for name in own if name not in matched),
+        tuple(name for name in weights if name not in matched),
+    )
+    if not matched:
+        raise BenchError(
+            f"none of the {len(weights)} weights fits the encoder (it wants {next(iter(own), 'nothing')}, the file starts "
+            f"with {next(iter(weights), 'nothing')}): check --backbone"
+        )
+    target.load_state_dict(matched, strict=False)
+    return report
+
+
+def probe(encoder: nn.Module, in_channels: int, size: int = 64) -> list[float]:
+    """Mean absolute feature of every level on a fixed image, in eval mode: tells whether two encoders agree."""
+    ramp = torch.linspace(-1.0, 1.0, size)
+    plane = torch.sin(7.0 * ramp[:, None] + 3.0 * ramp[None, :]) + ramp[None, :] * ramp[:, None]
+    image = torch.stack([plane.roll(5 * index, 0) for index in range(in_channels)])[None]
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        features = encoder(image.to(next(encoder.parameters()).device))
+    encoder.train(was_training)
+    return [float(level.double().abs().mean()) for level in features]

@@ -1,0 +1,260 @@
+"""The pretraining loop: it owns optimiser, schedule, device, precision, views, checkpoints; the method computes its loss.
+
+Every random draw of a step comes from (seed, step), so a checkpoint holds the model, the optimiser and the step, and a run
+that was killed at any instant ends with the same bits as one that never stopped (same machine type).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import data, nets, store, views
+from bench.registry import Registry, hparams_of, load
+from bench.spec import CellError, CorpusInfo, MethodSpec, PretrainCell, Recipe, Site, Stage, derive
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+log = logging.getLogger("bench")
+Report = Callable[[dict[str, Any]], None]
+
+ENCODER = "encoder.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def view_size(image_size: int) -> int:
+    """Side of a view: 7/8 of the prepared image as in the paper (448 of 512), as a multiple of 32."""
+    return max(32, 32 * round(image_size * 7 / 8 / 32))
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+
+
+def stage_bounds(recipe: Recipe, steps: int) -> list[int]:
+    """First step of every stage, and the end."""
+    shares = [stage.share for stage in recipe.stages]
+    return [round(steps * sum(shares[:index]) / sum(shares)) for index in range(len(shares) + 1)]
+
+
+def learning_rate(recipe: Recipe, stage: Stage, progress: float) -> float:
+    """The rate at `progress` in [0, 1) of a stage."""
+    if progress < stage.warmup:
+        return recipe.lr * (progress + 1e-9) / stage.warmup
+    after = (progress - stage.warmup) / (1 - stage.warmup)
+    if stage.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * after))
+    if stage.schedule == "halve":
+        return recipe.lr * 0.5 ** math.floor(after / stage.period + 1e-9)
+    if stage.schedule == "step":
+        return recipe.lr * 0.1 ** sum(after >= drop for drop in stage.drops)
+    if stage.schedule == "constant":
+        return recipe.lr
+    raise ValueError(f"unknown schedule {stage.schedule!r}: constant, cosine, halve or step")
+
+
+def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that a recipe names."""
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "lars":
+        from lightly.utils.lars import LARS
+
+        return LARS(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    raise ValueError(f"unknown optimizer {recipe.optimizer!r}: adam, adamw, sgd or lars")
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors and plain data."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                plain.setdefault(str(index), {})[name] = value
+    return tensors, {"state": plain, "param_groups": state["param_groups"]}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Puts back what `pack_optimizer` took."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["state"].items()}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+
+
+def contiguous(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Detached copies on the CPU, fit for safetensors."""
+    return {f"{prefix}{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- setup
+
+
+def set_up(site: Site) -> Fabric:
+    """Fabric on the site's device, deterministic, with the site's number of threads."""
+    from lightning_fabric import Fabric
+
+    torch.set_num_threads(site.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    kind, _, index = site.device.partition(":")
+    if kind != "cuda":
+        return Fabric(accelerator="cpu", devices=1, precision="32-true")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Fabric(accelerator="cuda", devices=[int(index or 0)], precision="bf16-mixed")
+
+
+def build_method(cell: PretrainCell, spec: MethodSpec, corpus_size: int) -> nn.Module:
+    """The method on a fresh encoder; every method of a repetition starts from the same encoder."""
+    torch.manual_seed(derive(cell.seed, "backbone", cell.backbone, cell.channels))
+    backbone = nets.Backbone(cell.backbone, cell.channels)
+    torch.manual_seed(derive(cell.seed, "method", cell.method))
+    info = CorpusInfo(corpus_size, cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps)
+    built: nn.Module = load(spec)(backbone, hparams_of(spec, dict(cell.hparams)), info)
+    return built.to(memory_format=torch.channels_last)
+
+
+def make_batch(
+    images: Any, cell: PretrainCell, declared: views.Views, step: int, stage: int, device: torch.device
+) -> views.Batch:
+    """The views of one step, drawn from (seed, step) alone."""
+    indices = data.draw(len(images), cell.batch_size, step, cell.seed)
+    pixels = torch.from_numpy(images[sorted(set(indices))])
+    order = {index: row for row, index in enumerate(sorted(set(indices)))}
+    pixels = pixels[[order[index] for index in indices]].to(device)
+    pixels = pixels.permute(0, 3, 1, 2).float().div_(255)  # (B, C, S, S)
+    generator = torch.Generator().manual_seed(derive(cell.seed, "views", step))
+    built = [
+        views.View(views.normalise(view.images).contiguous(memory_format=torch.channels_last), view.affine, view.turns)
+        for view in views.build(pixels, declared, view_size(cell.image_size), generator)
+    ]
+    return views.Batch(built, torch.tensor(indices), step / cell.steps, stage)
+
+
+# ----------------------------------------------------------------------------------------------------------------- loop
+
+
+class _Run:
+    """One pretraining under way: what a checkpoint holds."""
+
+    def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus_size: int, fabric: Fabric) -> None:
+        self.cell, self.fabric = cell, fabric
+        self.method = build_method(cell, spec, corpus_size).to(fabric.device)
+        self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
+        self.declared: views.Views = self.method.views()  # type: ignore[operator]
+        self.bounds = stage_bounds(self.recipe, cell.steps)
+        self.stage, self.step = -1, 0
+        self.optimizer = self._fresh_optimizer()
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.recipe, [item for item in self.method.parameters() if item.requires_grad])
+
+    def enter(self, step: int) -> None:
+        """Moves to `step`: a new optimiser where a stage begins, and the step's learning rate."""
+        stage = max(index for index, first in enumerate(self.bounds[:-1]) if first <= step)
+        if stage != self.stage:
+            self.stage, self.optimizer = stage, self._fresh_optimizer()
+        first, end = self.bounds[stage], self.bounds[stage + 1]
+        rate = learning_rate(self.recipe, self.recipe.stages[stage], (step - first) / max(1, end - first))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.step = step
+
+    def save(self, folder: Path, step: int) -> None:
+        tensors, plain = pack_optimizer(self.optimizer)
+        tensors = contiguous(self.method.state_dict(), "method.") | contiguous(tensors)
+        meta = {"key": self.cell.key, "step": step, "stage": self.stage, "optimizer": plain}
+        store.save_tensors(folder / CHECKPOINT, tensors, meta, keep_previous=True)
+
+    def resume(self, folder: Path) -> int:
+        """Steps that were already made, 0 for a fresh start."""
+        found = store.load_checkpoint(folder / CHECKPOINT)
+        if found is None or found[1]["key"] != self.cell.key:
+            return 0
+        tensors, meta = found
+        self.method.load_state_dict({name[7:]: value for name, value in tensors.items() if name.startswith("method.")})
+        self.stage = int(meta["stage"])
+        self.optimizer = self._fresh_optimizer()
+        unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
+        return int(meta["step"])
+
+    def train_step(self, images: Any) -> dict[str, float]:
+        torch.manual_seed(derive(self.cell.seed, "step", self.step))
+        batch = make_batch(images, self.cell, self.declared, self.step, self.stage, self.fabric.device)
+        with self.fabric.autocast():
+            parts: dict[str, Tensor] = self.method.training_step(batch)  # type: ignore[operator]
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(parts["loss"])
+        self.optimizer.step()
+        return {name: float(value.detach()) for name, value in parts.items()}
+
+
+def pretrain(
+    cell: PretrainCell, spec: MethodSpec, registry: Registry, site: Site, folder: Path, report: Report
+) -> dict[str, Any]:
+    """Trains a cell, or goes on where it was stopped, and leaves `encoder.safetensors` in its folder.
+
+    Returns {"steps_run", "steps", "seconds", "loss"}: steps made in this call, seconds of the loop. Raises CellError where
+    the loss is not finite; the last good checkpoint stays.
+    """
+    fabric = set_up(site)
+    images = data.open_corpus(cell, registry, site)
+    run = _Run(cell, spec, len(images), fabric)
+    run.method.train()
+    start = run.resume(folder)
+    began = saved = time.monotonic()
+    losses: dict[str, float] = {}
+    for step in range(start, cell.steps):
+        run.enter(step)
+        losses = run.train_step(images)
+        if not math.isfinite(losses["loss"]):
+            raise CellError(
+                "failed", f"the loss became {losses['loss']} at step {step + 1} of {cell.steps}; {_kept(folder)}"
+            )
+        report({"phase": f"stage {run.stage + 1}", "step": step + 1, "steps": cell.steps, "losses": losses})
+        if time.monotonic() - saved > site.checkpoint_seconds and step + 1 < cell.steps:
+            run.save(folder, step + 1)
+            saved = time.monotonic()
+    export(run.method, cell, folder)
+    return {
+        "steps": cell.steps,
+        "steps_run": cell.steps - start,
+        "seconds": time.monotonic() - began,
+        "loss": losses.get("loss"),
+    }
+
+
+def _kept(folder: Path) -> str:
+    found = store.load_checkpoint(folder / CHECKPOINT)
+    return f"the last good checkpoint (step {found[1]['step']}) is kept" if found else "no checkpoint was made before"
+
+
+def export(method: nn.Module, cell: PretrainCell, folder: Path) -> None:
+    """Writes what survives pretraining: the method's `export()`, with a probe of the encoder for the hand-over."""
+    parts: dict[str, nn.Module] = method.export()  # type: ignore[operator]
+    tensors: dict[str, Tensor] = {}
+    for name, module in parts.items():
+        tensors |= contiguous(module.state_dict(), f"{name}.")
+    encoder = parts["encoder"].float()
+    meta = {"key": cell.key, "choices": cell.choices, "probe": nets.probe(encoder, cell.channels)}
+    store.save_tensors(folder / ENCODER, tensors, meta)

@@ -1,0 +1,435 @@
+"""What is asked for: budgets, declarations, cells and their keys. Plain data, no torch.
+
+A cell's key is the SHA-256 of the canonical JSON of its scientific choices and nothing else: no path, host, device
+or number of workers. A dataset enters by its fingerprint, so moving it changes nothing and altering it changes the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1  # of the records
+LOOP_VERSION = 1  # raised when the meaning of the training loop or of a protocol changes; part of every key
+
+Value = bool | int | float | str
+
+
+class BenchError(Exception):
+    """A request that cannot be carried out; the message is one sentence that says what to do."""
+
+
+DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT, BLOCKED = "done", "failed", "out of memory", "timed out", "blocked"
+STATUSES = (DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT, BLOCKED)  # of a record
+
+
+class CellError(Exception):
+    """A cell that ends without a result: the status its record gets and one line of reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class CellInterrupted(BaseException):
+    """The cell was asked to stop; `report` raises it between two steps, where a checkpoint can still be written."""
+
+
+# ---------------------------------------------------------------------------------------------------- keys and seeds
+
+
+def canonical_json(value: object) -> str:
+    """The one spelling of `value` as JSON: keys sorted, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def digest(value: object) -> str:
+    """SHA-256, in hex, of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose, independent of every other purpose of the same repetition."""
+    return int(digest([seed, *purpose])[:16], 16) >> 1
+
+
+# ------------------------------------------------------------------------------------------------------------ budgets
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how large everything is."""
+
+    name: str
+    steps: int | None  # optimiser steps of a pretraining; None: the method's own length
+    image_size: int  # side of the prepared images, px
+    batch_size: int | None  # images per pretraining step; None: the method's own
+    phase_steps: int | None  # optimiser steps of each phase of a transfer; None: phase_epochs decide
+    phase_epochs: int  # epochs of each phase of a transfer where phase_steps is None
+    checks: int  # how often the validation part is looked at in each phase
+
+    def with_overrides(self, steps: int | None, image_size: int | None, batch_size: int | None) -> Budget:
+        """The same budget with what the command line put on top; the label names every change."""
+        given = {"steps": steps, "image_size": image_size, "batch_size": batch_size}
+        changes = {name: value for name, value in given.items() if value is not None}
+        for name, value in changes.items():
+            if value < 1:
+                raise BenchError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        changed = {name: value for name, value in changes.items() if getattr(self, name) != value}
+        if not changed:
+            return self
+        label = f"{self.name} ({', '.join(f'{name}={value}' for name, value in changed.items())})"
+        return dataclasses.replace(self, name=label, **changed)  # type: ignore[arg-type]
+
+
+BUDGETS: dict[str, Budget] = {
+    budget.name: budget
+    for budget in (
+        Budget("smoke", steps=4, image_size=64, batch_size=4, phase_steps=4, phase_epochs=1, checks=1),
+        Budget("quick", steps=120, image_size=128, batch_size=8, phase_steps=40, phase_epochs=10, checks=4),
+        Budget("paper", steps=None, image_size=512, batch_size=None, phase_steps=None, phase_epochs=100, checks=100),
+    )
+}
+
+BACKBONES = ("tiny_vgg16", "small_vgg16", "vgg16", "resnet18", "resnet34", "resnet50")  # the papers' own
+
+
+# ------------------------------------------------------------------------------------------------------- declarations
+
+
+@dataclass(frozen=True)
+class HParam:
+    """One field of a method's hyper-parameters."""
+
+    name: str
+    type: str  # bool, int, float or str
+    default: Value
+    doc: str = ""
+
+    def parse(self, text: str, owner: str) -> Value:
+        """`text` as this field's type; BenchError where it is none."""
+        try:
+            if self.type == "bool":
+                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            number: Value = {"int": int, "float": float, "str": str}[self.type](text)
+        except (KeyError, ValueError):
+            raise BenchError(f"{owner}.{self.name} takes a value of type {self.type}, not {text!r}") from None
+        if isinstance(number, float) and not math.isfinite(number):
+            raise BenchError(f"{owner}.{self.name} must be finite, not {text!r}")
+        return number
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plug-in is written."""
+
+    file: str
+    line: int
+    symbol: str
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A way of pretraining, as its decorator declares it."""
+
+    name: str
+    version: int
+    title: str  # as tables print it
+    paper: str  # authors, year, where
+    groups: tuple[str, ...]
+    trains: bool = True  # False: nothing is pretrained, the encoder starts as it is
+    paper_steps: int = 0  # optimiser steps of the paper's schedule (budget `paper`)
+    paper_batch: int = 0  # images per step in the paper
+    min_batch: int = 1  # fewest images per step the method is defined for
+    batch_multiple: int = 1  # images per step must be a multiple of this
+    note: str = ""  # footnote: how the method had to be reinterpreted
+    fields: tuple[HParam, ...] = ()
+    origin: Origin = Origin("", 0, "", "")
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        return {item.name: item.default for item in self.fields}
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """Unlabelled images to pretrain on, as declared."""
+
+    name: str
+    version: int
+    title: str
+    channels: int
+    licence: str
+    citation: str
+    source: str
+    folders: tuple[str, ...]
+    layout: str  # what lies in the folder
+    crop: str = "none"  # "fov": crop to the field of view first
+    phantom: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin("", 0, "", "")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A dataset, its target, its metric and how it is split, as declared."""
+
+    name: str
+    version: int
+    kind: str
+    title: str
+    groups: tuple[str, ...]
+    section: str  # heading above its column
+    corpus: str  # what one pretrains on for it
+    channels: int
+    metric: str
+    licence: str
+    citation: str
+    source: str
+    revision: str
+    folders: tuple[str, ...]
+    layout: str  # what lies in the folder
+    train: int
+    test: int
+    crop: str = "none"
+    label_threshold: float = 0.3  # share of the label's full scale
+    augment: str = "fundus"
+    batch_size: int = 2
+    patients: str = ""  # pattern whose first group is the patient; empty: every image its own
+    phantom: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin("", 0, "", "")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an encoder is judged."""
+
+    name: str
+    title: str
+    selection: str  # printed with every number
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("finetune", "decoder alone, then everything", "lowest validation loss (20 % of train) in the last phase"),
+        Protocol("linear", "one linear layer on frozen features", "threshold with the highest validation DSC (20 % of train)"),
+    )
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of a pretraining with an optimiser of its own."""
+
+    share: float = 1.0  # of all steps
+    schedule: str = "constant"  # constant, cosine, halve, step
+    period: float = 1.0  # halve: after every `period` of the stage
+    drops: tuple[float, ...] = ()  # step: a tenth of the rate from each of these shares of the stage on
+    warmup: float = 0.0  # share of the stage with a linearly rising rate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method wants to be optimised; the loop builds the optimiser from it."""
+
+    optimizer: str  # adam, adamw, sgd, lars
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.9  # SGD's and LARS's
+    stages: tuple[Stage, ...] = (Stage(),)
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What a method may know of its corpus and its budget."""
+
+    size: int  # images
+    channels: int
+    view_size: int  # side of a view, px
+    batch_size: int  # images per step
+    steps: int
+
+
+# --------------------------------------------------------------------------------------------------------------- cells
+
+
+@dataclass(frozen=True)
+class PretrainCell:
+    """A method with its hyper-parameters on a corpus: one encoder."""
+
+    method: str
+    version: int
+    hparams: tuple[tuple[str, Value], ...]
+    label: str  # the method's name with every changed hyper-parameter
+    corpus: str
+    corpus_fingerprint: str
+    phantom: bool
+    backbone: str
+    channels: int
+    budget: str  # its label
+    steps: int  # 0: nothing is pretrained
+    image_size: int
+    batch_size: int
+    seed: int
+
+    kind = "pretrain"
+
+    @property
+    def trained(self) -> bool:
+        return self.steps > 0
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The scientific choices that make up the key."""
+        common = {
+            "kind": self.kind,
+            "loop": LOOP_VERSION,
+            "method": self.method,
+            "version": self.version,
+            "hparams": dict(self.hparams),
+            "backbone": self.backbone,
+            "channels": self.channels,
+            "seed": self.seed,
+        }
+        if not self.trained:
+            return common
+        return common | {
+            "corpus": self.corpus_fingerprint,
+            "steps": self.steps,
+            "image_size": self.image_size,
+            "batch_size": self.batch_size,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.choices)
+
+    @property
+    def folder(self) -> str:
+        """Its work folder below the runs folder."""
+        return f"pretrain/{self.method}-{self.key[:12]}"
+
+
+@dataclass(frozen=True)
+class TransferCell:
+    """An encoder judged on a task: one number."""
+
+    pretrain: PretrainCell
+    task: str
+    task_version: int
+    dataset_fingerprint: str
+    phantom: bool
+    protocol: str
+    label_fraction: float
+    fold: int
+    image_size: int
+    phase_steps: int | None
+    phase_epochs: int
+    checks: int
+    batch_size: int
+    budget: str  # label of what a transfer uses of it
+    seed: int
+
+    kind = "transfer"
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The scientific choices that make up the key."""
+        length = {"steps": self.phase_steps} if self.phase_steps is not None else {"epochs": self.phase_epochs}
+        return {
+            "kind": self.kind,
+            "loop": LOOP_VERSION,
+            "pretrain": self.pretrain.choices,
+            "task": self.task,
+            "version": self.task_version,
+            "dataset": self.dataset_fingerprint,
+            "protocol": self.protocol,
+            "label_fraction": self.label_fraction,
+            "fold": self.fold,
+            "image_size": self.image_size,
+            "phase": length,
+            "checks": self.checks,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.choices)
+
+    @property
+    def folder(self) -> str:
+        """Its work folder below the runs folder."""
+        return f"transfer/{self.task}-{self.pretrain.method}-{self.key[:12]}"
+
+
+Cell = PretrainCell | TransferCell
+
+
+def cell_to_dict(cell: Cell) -> dict[str, Any]:
+    """A cell as plain data that `cell_from_dict` turns back into the same cell."""
+    return {"kind": cell.kind, **dataclasses.asdict(cell)}
+
+
+def cell_from_dict(data: Mapping[str, Any]) -> Cell:
+    """The cell that `cell_to_dict` was given; TypeError where fields are missing or unknown."""
+    values = {name: value for name, value in data.items() if name != "kind"}
+    if data["kind"] == PretrainCell.kind:
+        values["hparams"] = tuple((name, value) for name, value in values["hparams"])
+        return PretrainCell(**values)
+    pretrain = cell_from_dict({"kind": PretrainCell.kind, **values.pop("pretrain")})
+    assert isinstance(pretrain, PretrainCell)
+    return TransferCell(pretrain=pretrain, **values)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and on what a cell runs: nothing here changes a key, and nothing here may change a number."""
+
+    runs: Path
+    results: Path
+    data: Path | None  # data root; None: phantoms
+    device: str = "cpu"  # cpu, cuda, cuda:1; before a run starts also auto
+    threads: int = 1  # CPU threads of one cell
+    checkpoint_seconds: float = 30.0
+    plugins: tuple[str, ...] = ()  # files outside the packages
+
+    @property
+    def cache(self) -> Path:
+        return self.runs / "cache"
+
+
+def site_to_dict(site: Site) -> dict[str, Any]:
+    """A site as plain data that `site_from_dict` turns back into the same site."""
+    values = dataclasses.asdict(site)
+    return values | {name: None if values[name] is None else str(values[name]) for name in _SITE_PATHS}
+
+
+def site_from_dict(data: Mapping[str, Any]) -> Site:
+    """The site that `site_to_dict` was given."""
+    paths = {name: None if data[name] is None else Path(data[name]) for name in _SITE_PATHS}
+    return Site(**{**data, **paths, "plugins": tuple(data["plugins"])})
+
+
+_SITE_PATHS = ("runs", "results", "data")

@@ -1,0 +1,380 @@
+"""Views of images: declared as data, built in batches on the device.
+
+A method declares `Views(shared, each)`; the loop builds them. Geometry is composed into one affine map and sampled once
+(bilinear, zero fill); flips and quarter turns are exact index operations. Every view carries the affine map back to its
+source, so that dense methods can bring features into register.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --------------------------------------------------------------------------------------------------------- declarations
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left-right with probability `horizontal`, top-bottom with probability `vertical`; exact."""
+
+    horizontal: float = 0.5
+    vertical: float = 0.0
+
+
+@dataclass(frozen=True)
+class HalfTurn:
+    """Turn by 180 degrees with probability `p`; exact."""
+
+    p: float = 0.5
+
+
+@dataclass(frozen=True)
+class QuarterTurn:
+    """Turn by 0, 90, 180 or 270 degrees, each as likely; exact."""
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Rotate about the centre by an angle uniform in [-degrees, degrees]."""
+
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Random resized crop: an area share and an aspect ratio (log-uniform), resized to the views' size."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Brightness, contrast and saturation factors 1 +- strength, hue shift in turns; in this order, with probability `p`.
+
+    torchvision draws a new order each time; ours is fixed. Saturation and hue leave one-channel images alone.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Gray:
+    """Replace the colours by their luma with probability `p`."""
+
+    p: float
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur with a sigma uniform in `sigma` (px of a 224 px image, scaled with the view), with probability `p`."""
+
+    sigma: tuple[float, float] = (0.1, 2.0)
+    p: float = 0.5
+
+
+Op = Flip | HalfTurn | QuarterTurn | Rotate | Crop | Jitter | Gray | Blur
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a method wants to see: `shared` is drawn once per image, then `each` once per view."""
+
+    each: tuple[tuple[Op, ...], ...]
+    shared: tuple[Op, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------------- view
+
+
+@dataclass(frozen=True)
+class View:
+    """One augmentation of a batch.
+
+    images: (B, C, *S). affine: (B, 2, 3), maps (x, y, 1) of the view, each in [-1, 1], to the source's (x, y).
+    turns: (B,) quarter turns (counter-clockwise) made last, after everything that was sampled.
+    """
+
+    images: Tensor
+    affine: Tensor
+    turns: Tensor
+
+    def unturn(self, maps: Tensor) -> Tensor:
+        """Undoes the view's last exact turns on maps of any resolution: (B, K, n, n) -> (B, K, n, n)."""
+        return turn(maps, (4 - self.turns) % 4)
+
+
+def turn(images: Tensor, turns: Tensor) -> Tensor:
+    """Turns every image of (B, C, H, W) by its own number of quarter turns (counter-clockwise); H = W unless all are even."""
+    out = images
+    for k in (1, 2, 3):
+        chosen = (turns == k).nonzero().flatten()
+        if len(chosen):
+            out = out.index_copy(0, chosen.to(images.device), torch.rot90(images[chosen.to(images.device)], k, (2, 3)))
+    return out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's views and where training stands."""
+
+    views: list[View]  # each (B, C, S, S), normalised
+    index: Tensor  # (B,) place of every image in the corpus
+    progress: float  # 0 at the first step, towards 1
+    stage: int  # which of the recipe's stages
+
+
+MEAN_STD = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, C, *S) in [0, 1] -> ImageNet statistics for three channels, mean and deviation 0.5 for any other number."""
+    channels = images.shape[1]
+    mean, std = MEAN_STD.get(channels, ((0.5,) * channels, (0.5,) * channels))
+    shape = (1, channels, *[1] * (images.dim() - 2))
+    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+
+
+class _Canvas:
+    """A batch on its way through a pipeline: pixels, what is still to be sampled, and the way back."""
+
+    def __init__(self, images: Tensor, size: int) -> None:
+        self.images, self.size = images, size
+        batch = len(images)
+        self.pending = _identity(batch)  # new frame -> current pixels
+        self.sampling = False
+        self.out_size: int | None = None
+        self.affine = _identity(batch)  # current pixels -> source
+        self.turns = torch.zeros(batch, dtype=torch.long)
+
+    def copy(self) -> _Canvas:
+        twin = _Canvas.__new__(_Canvas)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def compose(self, matrix: Tensor) -> None:
+        self.pending = self.pending @ matrix
+        self.sampling = True
+
+    def flush(self) -> None:
+        if not self.sampling:
+            return
+        height = self.out_size or self.images.shape[2]
+        width = self.out_size or self.images.shape[3]
+        self.images = sample(self.images, self.pending[:, :2], (height, width))
+        self.affine = self.affine @ self.pending
+        self.pending, self.sampling = _identity(len(self.images)), False
+
+    def exact(self, matrix: Tensor) -> None:
+        self.affine = self.affine @ matrix
+
+
+def sample(images: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Images (B, C, H, W) read through (B, 2, 3) maps from the new frame to theirs, zero outside: (B, C, *size)."""
+    grid = F.affine_grid(affine.to(images), [len(images), images.shape[1], *size], align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def _identity(batch: int) -> Tensor:
+    return torch.eye(3, dtype=torch.float64).repeat(batch, 1, 1)
+
+
+def _uniform(batch: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(batch, generator=generator, dtype=torch.float64) * (high - low) + low
+
+
+# ---------------------------------------------------------------------------------------------------------- operations
+
+
+def _flip(canvas: _Canvas, op: Flip, generator: torch.Generator) -> None:
+    batch = len(canvas.images)
+    draws = torch.rand(2, batch, generator=generator)
+    canvas.flush()
+    for axis, probability, dim in ((0, op.horizontal, 3), (1, op.vertical, 2)):
+        hit = draws[axis] < probability
+        if hit.any():
+            mask = hit.to(canvas.images.device)[:, None, None, None]
+            canvas.images = torch.where(mask, canvas.images.flip(dim), canvas.images)
+            matrix = _identity(batch)
+            matrix[:, axis, axis] = torch.where(hit, -1.0, 1.0).double()
+            canvas.exact(matrix)
+
+
+def _turn_canvas(canvas: _Canvas, turns: Tensor) -> None:
+    canvas.flush()
+    canvas.images = turn(canvas.images, turns)
+    canvas.turns = (canvas.turns + turns) % 4
+    angle = turns.double() * (math.pi / 2)
+    matrix = _identity(len(turns))
+    matrix[:, 0, 0] = matrix[:, 1, 1] = torch.cos(angle).round()
+    matrix[:, 0, 1] = -torch.sin(angle).round()
+    matrix[:, 1, 0] = torch.sin(angle).round()
+    canvas.exact(matrix)
+
+
+def _half_turn(canvas: _Canvas, op: HalfTurn, generator: torch.Generator) -> None:
+    _turn_canvas(canvas, 2 * (torch.rand(len(canvas.images), generator=generator) < op.p).long())
+
+
+def _quarter_turn(canvas: _Canvas, op: QuarterTurn, generator: torch.Generator) -> None:
+    _turn_canvas(canvas, torch.randint(4, (len(canvas.images),), generator=generator))
+
+
+def _rotate(canvas: _Canvas, op: Rotate, generator: torch.Generator) -> None:
+    angle = _uniform(len(canvas.images), -op.degrees, op.degrees, generator) * (math.pi / 180)
+    height = canvas.out_size or canvas.images.shape[2]
+    width = canvas.out_size or canvas.images.shape[3]
+    matrix = _identity(len(angle))
+    matrix[:, 0, 0] = matrix[:, 1, 1] = torch.cos(angle)
+    matrix[:, 0, 1] = torch.sin(angle) * (height / width)
+    matrix[:, 1, 0] = -torch.sin(angle) * (width / height)
+    canvas.compose(matrix)
+
+
+def _crop(canvas: _Canvas, op: Crop, generator: torch.Generator) -> None:
+    """As torchvision's RandomResizedCrop, but a box that does not fit is clipped to the image, not drawn again."""
+    batch = len(canvas.images)
+    area = _uniform(batch, *op.scale, generator)
+    ratio = _uniform(batch, math.log(op.ratio[0]), math.log(op.ratio[1]), generator).exp()
+    width = (area * ratio).sqrt().clamp(max=1.0)
+    height = (area / ratio).sqrt().clamp(max=1.0)
+    matrix = _identity(batch)
+    matrix[:, 0, 0], matrix[:, 1, 1] = width, height
+    matrix[:, 0, 2] = _uniform(batch, -1.0, 1.0, generator) * (1.0 - width)
+    matrix[:, 1, 2] = _uniform(batch, -1.0, 1.0, generator) * (1.0 - height)
+    canvas.compose(matrix)
+    canvas.out_size = canvas.size
+
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(images: Tensor) -> Tensor:
+    """ITU-R 601 luma of (B, 3, H, W), or the one channel as it is: (B, 1, H, W)."""
+    if images.shape[1] == 1:
+        return images
+    weights = torch.tensor(_LUMA, dtype=images.dtype, device=images.device)
+    return torch.einsum("bchw,c->bhw", images, weights)[:, None]
+
+
+def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Rotates the hue of RGB images (B, 3, H, W) in [0, 1] by `shift` (B,) turns, in HSV space, without a case by case map.
+
+    With value v and chroma c every channel is v - c * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
+    """
+    high, low = images.amax(1), images.amin(1)
+    chroma = high - low
+    red, green, blue = images.unbind(1)
+    safe = chroma.clamp(min=1e-12)
+    hue = torch.where(
+        high == red,
+        ((green - blue) / safe) % 6,
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    hue = hue + 6 * shift.to(images)[:, None, None]
+    channels = []
+    for n in (5, 3, 1):
+        k = (n + hue) % 6
+        channels.append(high - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)
+
+
+def _chosen(p: float, batch: int, generator: torch.Generator) -> Tensor:
+    return (torch.rand(batch, generator=generator) < p).nonzero().flatten()
+
+
+def _jitter(canvas: _Canvas, op: Jitter, generator: torch.Generator) -> None:
+    canvas.flush()
+    batch = len(canvas.images)
+    strengths = (op.brightness, op.contrast, op.saturation)
+    factors = [_uniform(batch, max(0.0, 1 - strength), 1 + strength, generator) for strength in strengths]
+    hue = _uniform(batch, -op.hue, op.hue, generator)
+    hit = _chosen(op.p, batch, generator)
+    if len(hit) == 0:
+        return
+    whole = len(hit) == batch
+    where = hit.to(canvas.images.device)
+    x = canvas.images if whole else canvas.images[where]
+    brightness, contrast, saturation = (factor[hit].to(x)[:, None, None, None] for factor in factors)
+    x = (x * brightness).clamp(0, 1)
+    x = torch.lerp(luma(x).mean(dim=(2, 3), keepdim=True).expand_as(x), x, contrast).clamp(0, 1)
+    if x.shape[1] == 3:
+        x = torch.lerp(luma(x).expand_as(x), x, saturation).clamp(0, 1)
+        if op.hue > 0:
+            x = shift_hue(x, hue[hit])
+    canvas.images = x if whole else canvas.images.index_copy(0, where, x)
+
+
+def _gray(canvas: _Canvas, op: Gray, generator: torch.Generator) -> None:
+    hit = _chosen(op.p, len(canvas.images), generator)
+    if canvas.images.shape[1] == 1 or len(hit) == 0:
+        return
+    canvas.flush()
+    where = hit.to(canvas.images.device)
+    canvas.images = canvas.images.index_copy(0, where, luma(canvas.images[where]).expand(-1, 3, -1, -1))
+
+
+def _blur(canvas: _Canvas, op: Blur, generator: torch.Generator) -> None:
+    canvas.flush()
+    batch, channels, height, _ = canvas.images.shape
+    sigma = _uniform(batch, *op.sigma, generator) * (height / 224)
+    hit = _chosen(op.p, batch, generator)
+    if len(hit) == 0:
+        return
+    radius = max(1, math.ceil(3 * op.sigma[1] * height / 224))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernels = torch.exp(-0.5 * (offsets / sigma[hit, None].clamp(min=1e-3)) ** 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).to(canvas.images)
+    where = hit.to(canvas.images.device)
+    x = canvas.images[where].flatten(0, 1)[None]  # (1, hit * C, H, W)
+    weight = kernels.repeat_interleave(channels, 0)[:, None]  # (hit * C, 1, k)
+    x = F.conv2d(F.pad(x, [radius] * 4, mode="reflect"), weight[..., None, :], groups=len(weight))
+    x = F.conv2d(x, weight[..., :, None], groups=len(weight))
+    canvas.images = canvas.images.index_copy(0, where, x[0].unflatten(0, (len(hit), channels)))
+
+
+_APPLY = {
+    Flip: _flip,
+    HalfTurn: _half_turn,
+    QuarterTurn: _quarter_turn,
+    Rotate: _rotate,
+    Crop: _crop,
+    Jitter: _jitter,
+    Gray: _gray,
+    Blur: _blur,
+}
+
+
+def _run(canvas: _Canvas, ops: Sequence[Op], generator: torch.Generator) -> None:
+    for op in ops:
+        _APPLY[type(op)](canvas, op, generator)  # type: ignore[operator]
+
+
+def build(images: Tensor, views: Views, size: int, generator: torch.Generator) -> list[View]:
+    """The declared views of a batch.
+
+    images: (B, C, H, W), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that every
+    device sees the same draws. Returns one View of (B, C, size, size) for each entry of `views.each`; where no `Crop` is
+    declared, and the images have another size, the whole image is resized.
+    """
+    canvas = _Canvas(images, size)
+    _run(canvas, views.shared, generator)
+    built = []
+    for ops in views.each:
+        branch = canvas.copy()
+        if branch.out_size is None and not any(isinstance(op, Crop) for op in ops) and images.shape[2:] != (size, size):
+            branch.out_size, branch.sampling = size, True
+        branch.turns = torch.zeros(len(images), dtype=torch.long)
+        _run(branch, ops, generator)
+        branch.flush()
+        built.append(View(branch.images, branch.affine[:, :2], branch.turns))
+    return built

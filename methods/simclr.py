@@ -1,0 +1,68 @@
+"""SimCLR: two views of an image must find each other among all the views of the batch.
+
+Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020, arXiv:2002.05709,
+Algorithm 1.
+Departs: the learning rate follows the paper's square-root rule for small batches (appendix B.1), 0.075 * sqrt(batch).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightly.models.modules.heads import SimCLRProjectionHead
+from torch import Tensor, nn
+
+from bench.losses import nt_xent
+from bench.nets import Backbone
+from bench.registry import method
+from bench.spec import CorpusInfo, Recipe, Stage
+from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
+
+
+@dataclass(frozen=True)
+class HParams:
+    """Defaults of the paper."""
+
+    temperature: float = 0.5  # divides the logits
+    projection: int = 128  # dimensions compared
+    lr_scale: float = 0.075  # LARS; times the square root of the batch
+    weight_decay: float = 1e-6  # LARS
+    warmup: float = 0.1  # share of the steps with a rising rate
+
+
+@method(
+    "simclr",
+    HParams,
+    version=1,
+    title="SimCLR",
+    paper="Chen et al. 2020, arXiv:2002.05709",
+    groups=("instance",),
+    paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
+    paper_batch=256,
+    min_batch=2,
+)
+class SimCLR(nn.Module):
+    """Contrast within the batch."""
+
+    def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
+        super().__init__()
+        self.hparams, self.batch_size = hparams, corpus_info.batch_size
+        self.backbone = backbone
+        self.projector = SimCLRProjectionHead(backbone.width, backbone.width, hparams.projection)
+
+    def views(self) -> Views:
+        ops = (Crop((0.08, 1.0)), Flip(), Jitter(0.8, 0.8, 0.8, 0.2, p=0.8), Gray(0.2), Blur((0.1, 2.0), p=0.5))
+        return Views(each=(ops, ops))
+
+    def recipe(self) -> Recipe:
+        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
+        lr = self.hparams.lr_scale * math.sqrt(self.batch_size)
+        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        view0, view1 = (self.projector(self.backbone.pooled(view.images)) for view in batch.views)  # (B, D)
+        return {"loss": nt_xent(view0, view1, self.hparams.temperature)}
+
+    def export(self) -> dict[str, nn.Module]:
+        return {"encoder": self.backbone.encoder}

@@ -1,0 +1,166 @@
+"""The contract of pretraining methods, held by every registered one: a new file is tested unasked."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bench import data, nets, pretrain, registry, store
+from bench.spec import CellError, MethodSpec, PretrainCell, Site
+from tests.conftest import pretrain_cell, textured_images
+
+SHELVES = registry.scan()
+TRAINED = [name for name, spec in SHELVES.methods.items() if spec.trains]
+SIZE = 32
+
+
+def _batch_size(spec: MethodSpec) -> int:
+    least = max(4, spec.min_batch)
+    return math.ceil(least / spec.batch_multiple) * spec.batch_multiple
+
+
+def _cell(name: str, **changes: Any) -> PretrainCell:
+    return pretrain_cell(name, **({"batch_size": _batch_size(SHELVES.methods[name])} | changes))
+
+
+def _run(cell: PretrainCell, corpus: NDArray[np.uint8]) -> pretrain._Run:
+    fabric = pretrain.set_up(Site(Path(), Path(), None))
+    run = pretrain._Run(cell, SHELVES.methods[cell.method], len(corpus), fabric)
+    run.method.train()
+    return run
+
+
+@pytest.fixture(params=[3, 1], ids=["rgb", "gray"])
+def channels(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.mark.parametrize("name", list(SHELVES.methods))
+def test_declares_itself(name: str) -> None:
+    spec = SHELVES.methods[name]
+    assert spec.title
+    assert spec.paper
+    assert spec.groups
+    assert spec.version >= 1
+    assert (spec.paper_steps > 0 and spec.paper_batch >= spec.min_batch) == spec.trains
+    hparams = registry.hparams_of(spec, {})
+    assert {field.name: getattr(hparams, field.name) for field in spec.fields} == spec.defaults
+    with pytest.raises((AttributeError, TypeError)):
+        hparams.__setattr__(spec.fields[0].name if spec.fields else "x", 1)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) -> None:
+    cell, corpus = _cell(name, channels=channels), textured_images(8, SIZE, channels)
+    run = _run(cell, corpus)
+    for step in (0, cell.steps - 1):
+        run.enter(step)
+        losses = run.train_step(corpus)
+        assert all(math.isfinite(value) for value in losses.values()), losses
+    encoder: torch.nn.Module = run.method.export()["encoder"]  # type: ignore[operator]
+    silent = [
+        key for key, item in encoder.named_parameters() if item.grad is None or not bool(item.grad.abs().sum() > 0)
+    ]
+    # a convolution's bias before batch normalisation has no effect, so its gradient is rounding noise or nothing
+    assert [key for key in silent if not key.endswith("bias")] == []
+    frozen = [key for key, item in run.method.named_parameters() if not item.requires_grad and item.grad is not None]
+    assert frozen == []
+    assert all("momentum" not in key for key, item in run.method.named_parameters() if item.grad is not None)
+
+
+@pytest.mark.parametrize("name", list(SHELVES.methods))
+def test_export_is_handed_over_whole(name: str, tmp_path: Path) -> None:
+    cell, corpus = _cell(name), textured_images(8, SIZE, 3)
+    method = pretrain.build_method(cell, SHELVES.methods[name], len(corpus))
+    pretrain.export(method, cell, tmp_path)
+    tensors, meta = store.load_tensors(tmp_path / pretrain.ENCODER)
+    backbone = nets.Backbone(cell.backbone, cell.channels)
+    report = nets.hand_over(
+        backbone.encoder, {key[8:]: value for key, value in tensors.items() if key.startswith("encoder.")}
+    )
+    assert not report.missing
+    assert not report.unexpected
+    assert nets.probe(backbone.encoder, 3) == pytest.approx(meta["probe"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_thirty_steps_on_a_tiny_set_lower_the_loss(name: str) -> None:
+    """Loss on fixed batches with the memory (queues, banks) as it was at the start: filling it changes the question."""
+    cell, corpus = _cell(name, steps=30), textured_images(8, SIZE, 3)
+    run = _run(cell, corpus)
+    memory = {
+        key: value.clone()
+        for key, value in run.method.named_buffers()
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+
+    def loss() -> float:
+        trial = copy.deepcopy(run.method)
+        trial.load_state_dict(memory, strict=False)
+        values = []
+        for step in range(4):
+            torch.manual_seed(step)
+            batch = pretrain.make_batch(corpus, cell, run.declared, step, run.bounds.index(0), torch.device("cpu"))
+            with torch.no_grad():
+                values.append(float(trial.training_step(batch)["loss"]))  # type: ignore[operator]
+        return sum(values) / len(values)
+
+    before = loss()
+    for step in range(cell.steps):
+        run.enter(step)
+        run.train_step(corpus)
+    assert loss() < before
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_same_seed_same_weights_and_resume_is_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = textured_images(6, SIZE, 3)
+    monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
+    cell, spec = _cell(name, steps=5), SHELVES.methods[name]
+    every_step = Site(tmp_path, tmp_path, None, checkpoint_seconds=-1.0)
+
+    def train(folder: str, stop_after: int | None = None) -> bytes:
+        target = tmp_path / folder
+        target.mkdir(exist_ok=True)
+
+        def report(progress: dict[str, Any]) -> None:
+            if progress["step"] == stop_after:
+                raise KeyboardInterrupt
+
+        pretrain.pretrain(cell, spec, SHELVES, every_step, target, report)
+        return (target / pretrain.ENCODER).read_bytes()
+
+    whole = train("whole")
+    assert train("again") == whole
+    for stop in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            train("stopped", stop_after=stop)
+    facts = pretrain.pretrain(cell, spec, SHELVES, every_step, tmp_path / "stopped", lambda _: None)
+    assert facts["steps_run"] < cell.steps
+    assert (tmp_path / "stopped" / pretrain.ENCODER).read_bytes() == whole
+
+
+def test_a_loss_that_turns_nan_fails_the_cell_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = textured_images(6, SIZE, 3)
+    monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
+    cell = _cell("simclr", steps=6)
+    real = pretrain._Run.train_step
+
+    def poisoned(self: pretrain._Run, images: NDArray[np.uint8]) -> dict[str, float]:
+        losses = real(self, images)
+        return losses | {"loss": math.nan} if self.step == 3 else losses
+
+    monkeypatch.setattr(pretrain._Run, "train_step", poisoned)
+    site = Site(tmp_path, tmp_path, None, checkpoint_seconds=-1.0)
+    with pytest.raises(CellError, match=r"nan at step 4 of 6; the last good checkpoint \(step 3\) is kept"):
+        pretrain.pretrain(cell, SHELVES.methods["simclr"], SHELVES, site, tmp_path, lambda _: None)
+    assert store.load_checkpoint(tmp_path / pretrain.CHECKPOINT) is not None

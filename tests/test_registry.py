@@ -1,0 +1,214 @@
+"""Names are read without running anything; two of a name collide, unknown ones meet their neighbours."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.registry import Registry, hparams_of, load, scan
+from bench.spec import BenchError
+
+HOME = Path(__file__).resolve().parent.parent
+HEAD = """
+from dataclasses import dataclass
+from bench.registry import method
+
+@dataclass(frozen=True)
+class HParams:
+    clusters: int = 16  # regions per image
+    rate: float = 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_imported_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_objects", {})
+
+
+def write(folder: Path, name: str, body: str, head: str = HEAD) -> Path:
+    path = folder / f"{name}.py"
+    path.write_text(head + body)
+    return path
+
+
+def declare(name: str, more: str = "") -> str:
+    call = f'@method("{name}", HParams, version=1, title="T", paper="P", groups=("g",){more})'
+    return f"\n{call}\nclass C{name.title()}: ...\n"
+
+
+# ------------------------------------------------------------------------------------------------- what the house ships
+
+
+def test_every_shipped_file_is_read_and_can_be_imported() -> None:
+    shelves = scan()
+    assert shelves.broken == {}
+    for kind in ("method", "task", "corpus"):
+        for spec in shelves._shelf(kind).values():
+            assert load(spec).__name__ == spec.origin.symbol
+    for spec in shelves.methods.values():
+        assert vars(hparams_of(spec, {})) == spec.defaults
+
+
+def test_every_task_names_a_corpus_that_is_there() -> None:
+    shelves = scan()
+    assert {task.corpus for task in shelves.tasks.values()} <= set(shelves.corpora)
+
+
+def test_names_are_listed_without_torch() -> None:
+    code = "import sys; from bench.registry import scan; assert scan().methods; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HOME)
+
+
+# --------------------------------------------------------------------------------------------------------- declarations
+
+
+def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path) -> None:
+    shelves = Registry()
+    path = write(tmp_path, "mine", declare("mine", ", set={'clusters': 8}"))
+    assert shelves.add_file(path) == ["mine"]
+    spec = shelves.methods["mine"]
+    assert spec.defaults == {"clusters": 8, "rate": 1.0}
+    assert spec.fields[0].doc == "regions per image" and isinstance(spec.fields[1].default, float)
+    assert (spec.origin.file, spec.origin.symbol) == (str(path), "CMine")
+    assert hparams_of(spec, {"rate": 2.0}).rate == 2.0 and hparams_of(spec, {}).clusters == 8
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (declare("x", ", papre='y'"), "unknown field 'papre'; did you mean 'paper'"),
+        (declare("x", ", set={'colour': 1}"), "sets 'colour', which is no field"),
+        ('\n@method("x", HParams, version=1)\nclass X: ...\n', "not fully declared: missing"),
+        ('\n@method("x", version=1)\nclass X: ...\n', "must name its hyper-parameter class"),
+        ('\n@method("x", Other, version=1)\nclass X: ...\n', "Other is not written in this file"),
+        ("\nN = 'x'\n@method(N, HParams, version=1)\nclass X: ...\n", "must be literal"),
+        ("\n@method('x', HParams, version=1 + len('a'))\nclass X: ...\n", "must be literal"),
+        ("\nclass X(:\n", "cannot be read as Python"),
+    ],
+)
+def test_a_wrong_declaration_is_named_with_its_place(tmp_path: Path, body: str, message: str) -> None:
+    path = write(tmp_path, "mine", body)
+    with pytest.raises(BenchError, match=message) as error:
+        Registry().add_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_field_without_a_scalar_type_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", declare("x"), HEAD.replace("clusters: int = 16", "clusters: list = []"))
+    with pytest.raises(BenchError, match=r"HParams\.clusters must be a bool, int, float or str"):
+        Registry().add_file(path)
+
+
+def test_a_broken_file_harms_only_itself(tmp_path: Path) -> None:
+    shelves = Registry()
+    shelves.add_file(write(tmp_path, "hurt", "\nclass X(:\n"), tolerant=True)
+    shelves.add_file(write(tmp_path, "whole", declare("whole")), tolerant=True)
+    assert list(shelves.methods) == ["whole"]
+    assert list(shelves.broken) == [str(tmp_path / "hurt.py")]
+    with pytest.raises(BenchError, match=r"'hurt' cannot be used.*cannot be read as Python"):
+        shelves.select("method", "hurt")
+
+
+def test_a_name_registered_twice_raises_and_names_both_places(tmp_path: Path) -> None:
+    shelves = Registry()
+    first, second = (write(tmp_path, name, declare("same")) for name in ("a", "b"))
+    shelves.add_file(first)
+    with pytest.raises(BenchError, match="registered twice") as error:
+        shelves.add_file(second)
+    assert str(first) in str(error.value) and str(second) in str(error.value)
+    with pytest.raises(BenchError, match="registered twice"):
+        Registry().add_file(write(tmp_path, "c", declare("same") + declare("same").replace("CSame", "Other")))
+
+
+def test_the_same_file_may_be_given_twice(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", declare("mine"))
+    shelves = Registry()
+    assert shelves.add_plugin(str(path)) == shelves.add_plugin(str(path)) == ["mine"]
+    assert shelves.plugins == [str(path)]
+
+
+def test_importing_two_classes_of_one_name_raises(tmp_path: Path) -> None:
+    shelves = Registry()
+    shelves.add_file(write(tmp_path, "a", declare("collides")))
+    others = Registry()
+    others.add_file(write(tmp_path, "b", declare("collides")))
+    load(shelves.methods["collides"])
+    with pytest.raises(BenchError, match="registered twice"):
+        load(others.methods["collides"])
+
+
+def test_a_file_that_fails_on_import_is_named(tmp_path: Path) -> None:
+    shelves = Registry()
+    path = write(tmp_path, "mine", declare("mine") + "\nraise RuntimeError('no')\n")
+    shelves.add_file(path)
+    with pytest.raises(BenchError, match=r"mine\.py cannot be imported: RuntimeError: no"):
+        load(shelves.methods["mine"])
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+@pytest.fixture
+def shelves(tmp_path: Path) -> Registry:
+    found = Registry()
+    found.add_file(write(tmp_path, "all", "".join(declare(name) for name in ("alpha", "alpha_two", "beta"))))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("expression", "names"),
+    [
+        ("beta,alpha", ["beta", "alpha"]),
+        ("all", ["alpha", "alpha_two", "beta"]),
+        ("g,!beta", ["alpha", "alpha_two"]),
+        ("!beta", ["alpha", "alpha_two"]),
+        ("al*", ["alpha", "alpha_two"]),
+        ("beta, beta,all", ["beta", "alpha", "alpha_two"]),
+    ],
+)
+def test_expressions_choose_in_order_and_once(shelves: Registry, expression: str, names: list[str]) -> None:
+    assert shelves.select("method", expression) == names
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("bta", "unknown method 'bta'; did you mean 'beta'"),
+        ("x*", "unknown method 'x\\*'; `bench list methods`"),
+        ("", "no method was named"),
+        ("beta,!all", "leaves nothing"),
+        ("./no.py", r"there is no file \./no\.py"),
+    ],
+)
+def test_expressions_that_choose_nothing(shelves: Registry, expression: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        shelves.select("method", expression)
+
+
+def test_a_file_by_path_is_chosen_and_remembered(shelves: Registry, tmp_path: Path) -> None:
+    path = write(tmp_path, "outside", declare("outside"))
+    assert shelves.select("method", f"beta,{path}") == ["beta", "outside"]
+    assert shelves.plugins == [str(path)]
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(BenchError, match="registers nothing"):
+        shelves.select("method", str(tmp_path / "empty.py"))
+
+
+def test_an_installed_package_brings_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "their_methods", declare("theirs"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = [
+        importlib.metadata.EntryPoint("theirs", module, "medssl_bench.methods") for module in ("their_methods", "gone")
+    ]
+    monkeypatch.setattr(
+        registry.importlib.metadata,
+        "entry_points",
+        lambda group: [point for point in points if point.group == group],
+    )
+    found = scan()
+    assert "theirs" in found.methods and "names no module" in found.broken["gone"]

@@ -1,0 +1,592 @@
+"""Tables: golden files, every gap, tie groups, conditions that never mix, and the published numbers themselves.
+
+`python tests/test_table.py` rewrites the golden files after a deliberate change; look at the difference before you
+commit it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from bench.spec import BenchError, TaskSpec
+from bench.table import (
+    FORMATS,
+    MARKS,
+    Column,
+    Layout,
+    Mean,
+    Row,
+    Table,
+    build,
+    default_layout,
+    load_layout,
+    load_layouts,
+    load_published,
+    read_layout,
+    render,
+    welch,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "table"
+SUFFIXES = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "json": "json"}
+SELECTION = "lowest validation loss (20 % of train)"
+SOURCES = {"method": {"alpha": "a1", "beta": "b1", "gamma": "g2"}, "task": {}}
+FOOTNOTES = {"gamma": "read from the paper; its code & data are not public"}
+ORDER = ["scratch", "alpha", "beta", "gamma"]
+
+
+def spec(name: str, title: str, section: str, group: str) -> TaskSpec:
+    return TaskSpec(
+        name, 1, "segmentation", title, (group,), section, "corpus", 3, "dsc", "", "", "", "", (), train=20, test=8
+    )
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        spec("veins", "Veins", "Vessel", "eyes"),
+        spec("disc", "Disc_OD", "Disc & cup", "eyes"),
+        spec("cup", "Cup", "Disc & cup", "eyes"),
+        spec("heart", "Heart", "Organ", "chests"),
+    )
+}
+
+
+def record(method: str, task: str, seed: int, score: float | None, **changes: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "schema": 1,
+        "method": method,
+        "label": method,
+        "task": task,
+        "group": "eyes",
+        "corpus": None if method == "scratch" else "photos",
+        "phantom": False,
+        "backbone": "tiny",
+        "budget": "quick",
+        "protocol": "finetune",
+        "label_fraction": 1.0,
+        "seed": seed,
+        "status": "done",
+        "reason": None,
+        "metric": "dsc",
+        "score": score,
+        "higher_is_better": True,
+        "n_images": 8,
+        "selection": SELECTION,
+        "sources": {"method": f"{method[0]}1", "task": "t1"},
+    }
+    fields |= changes
+    fields.setdefault("cell_key", "-".join(str(fields[name]) for name in ("label", "task", "seed", "budget", "corpus")))
+    fields["cell_key"] += f"-{fields['label_fraction']}"
+    return fields
+
+
+def column(method: str, task: str, scores: list[float], **changes: Any) -> list[dict[str, Any]]:
+    return [record(method, task, seed, score, **changes) for seed, score in enumerate(scores)]
+
+
+def table(records: list[dict[str, Any]], **options: Any) -> Table:
+    return build(records, default_layout(records, TASKS, ORDER), **options)
+
+
+def cells(made: Table, panel: int = 0) -> dict[tuple[str, str], Any]:
+    shown = made.panels[panel]
+    return {
+        (row.label, head.name): cell for row in shown.rows for head, cell in zip(shown.heads, row.cells, strict=True)
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- golden files
+
+
+def golden_records(name: str) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads((GOLDEN / "records" / f"{name}.json").read_text(encoding="utf-8"))
+    return records
+
+
+def golden_table(name: str) -> Table:
+    records = golden_records(name)
+    if name == "paper":
+        return build(records, load_layout("ld_table2"), published=load_published("ld_table2"))
+    return table(records, current_sources=SOURCES, notes=FOOTNOTES)
+
+
+def golden_text(name: str, form: str) -> str:
+    return render(golden_table(name), form, width=100, colour=False)
+
+
+GOLDEN_FILES = [("grid", form) for form in FORMATS] + [("paper", form) for form in FORMATS if form != "json"]
+
+
+@pytest.mark.parametrize(("name", "form"), GOLDEN_FILES)
+def test_golden_files(name: str, form: str) -> None:
+    expected = (GOLDEN / f"{name}.{SUFFIXES[form]}").read_text(encoding="utf-8")
+    assert golden_text(name, form) == expected
+
+
+@pytest.mark.parametrize("name", ["grid", "paper"])
+def test_the_order_of_records_changes_nothing(name: str) -> None:
+    records = golden_records(name)
+    layout = load_layout("ld_table2") if name == "paper" else default_layout(records, TASKS, ORDER)
+    assert render(build(records[::-1], layout), "json") == render(build(records, layout), "json")
+
+
+def test_latex_has_as_many_cells_in_every_line_as_columns() -> None:
+    for name in ("grid", "paper"):
+        lines = golden_text(name, "latex").splitlines()
+        width = 0
+        for line in lines:
+            if line.startswith("\\begin{tabular}"):
+                width = len(line.removeprefix("\\begin{tabular}{").removesuffix("}"))
+            elif line == "\\end{tabular}":
+                width = 0
+            elif width and line.endswith("\\\\") and "multicolumn" not in line:
+                assert line.replace("\\&", "").count("&") == width - 1, line
+        text = "\n".join(lines).replace("\\{", "").replace("\\}", "")
+        assert text.count("{") == text.count("}")
+        assert not set("±≈·‡–…≥") & set(text)
+        assert not re.search(r"\\\\\s*[*\[]", text)  # the line break would take it as its argument
+
+
+def test_csv_and_json_say_the_same() -> None:
+    made = golden_table("grid")
+    rows = list(csv.DictReader(io.StringIO(render(made, "csv"))))
+    data = json.loads(render(made, "json"))
+    flat = [row for panel in data["panels"] for row in panel["rows"]]
+    assert len(rows) == len(flat) > 3
+    for line, row in zip(rows, flat, strict=True):
+        for name, cell in row["cells"].items():
+            assert line[name] == ("" if cell["mean"] is None else f"{cell['mean']:.2f}")
+            assert line[f"{name}_status"] == cell["status"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_text_fits_the_terminal(width: int) -> None:
+    lines = render(golden_table("paper"), "text", width=width, colour=False).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(line.startswith("method") for line in lines) == {80: 4, 120: 3, 200: 2}[width]
+
+
+def test_colour_changes_no_letter() -> None:
+    plain = render(golden_table("grid"), "text", width=120, colour=False)
+    coloured = render(golden_table("grid"), "text", width=120, colour=True)
+    assert coloured != plain
+    stripped = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in stripped.splitlines()] == plain.splitlines()
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_mean_and_spread_over_seeds_in_percent() -> None:
+    cell = cells(table(column("alpha", "veins", [0.70, 0.71, 0.75])))["alpha", "veins"]
+    assert cell.mean == pytest.approx(72.0)
+    assert cell.std == pytest.approx(2.6457513110645906)
+    assert cell.n == 3
+
+
+def test_one_seed_has_no_spread_and_nothing_is_best() -> None:
+    records = column("alpha", "veins", [0.7]) + column("beta", "veins", [0.8])
+    made = table(records)
+    assert not any(cell.best for cell in cells(made).values())
+    text = render(made, "text", width=120, colour=False)
+    assert "80.00" in text and "±" not in text
+    assert "Nothing is marked best: with one seed" in text
+
+
+def test_a_single_row_is_not_best() -> None:
+    assert not any(cell.best for cell in cells(table(column("alpha", "veins", [0.7, 0.8]))).values())
+
+
+def test_tie_group() -> None:
+    records = (
+        column("alpha", "veins", [0.80, 0.81, 0.82])
+        + column("beta", "veins", [0.79, 0.81, 0.80])
+        + column("scratch", "veins", [0.60, 0.61, 0.62])
+    )
+    found = cells(table(records))
+    assert found["alpha", "veins"].best
+    assert found["beta", "veins"].best
+    assert not found["scratch", "veins"].best
+
+
+def test_a_column_with_a_single_seed_somewhere_is_not_marked() -> None:
+    records = column("alpha", "veins", [0.80, 0.81]) + column("beta", "veins", [0.9])
+    made = table(records)
+    assert not any(cell.best for cell in cells(made).values())
+    assert "No best is marked under Veins" in render(made, "md")
+    assert "(n=1)" in render(made, "md")
+
+
+def test_welch_agrees_with_scipy() -> None:
+    pairs = [([1.0, 2.0, 4.0], [2.0, 3.5, 8.0, 9.0]), ([0.5, 0.6], [0.9, 0.95, 0.97])]
+    for first, second in pairs:
+        assert welch(first, second) == pytest.approx(float(stats.ttest_ind(first, second, equal_var=False).pvalue))
+    assert welch([1.0, 1.0], [1.0, 1.0]) == 1.0
+    assert welch([1.0, 1.0], [2.0, 2.0]) == 0.0
+
+
+def test_a_lower_error_is_better() -> None:
+    lengths: dict[str, Any] = {"metric": "mre_mm", "higher_is_better": False}
+    records = column("alpha", "heart", [2.50, 2.52, 2.51], **lengths) + column(
+        "beta", "heart", [1.5, 1.52, 1.51], **lengths
+    )
+    made = table(records)
+    found = cells(made)
+    assert found["beta", "heart"].best and not found["alpha", "heart"].best
+    assert found["beta", "heart"].mean == pytest.approx(1.51)  # mm, not percent
+    assert "MRE in mm, lower is better." in made.panels[0].notes
+
+
+def test_no_mean_over_different_metrics() -> None:
+    records = column("alpha", "veins", [0.7]) + column("alpha", "cup", [2.0], metric="mre_mm", higher_is_better=False)
+    assert cells(table(records))["alpha", "mean_eyes"].status == "mixed metrics"
+
+
+def test_a_task_with_two_metrics_is_refused() -> None:
+    records = column("alpha", "veins", [0.7]) + column("beta", "veins", [0.7], metric="iou")
+    with pytest.raises(BenchError, match=r"task 'veins' disagree on the metric.*dsc, iou"):
+        table(records)
+
+
+def test_mean_only_over_tasks_that_all_rows_have() -> None:
+    records = (
+        column("alpha", "veins", [0.6, 0.8]) + column("alpha", "cup", [0.8, 0.8]) + column("alpha", "disc", [0.1, 0.1])
+    )
+    records += column("beta", "veins", [0.5, 0.5]) + column("beta", "cup", [0.9, 0.7])
+    records += [record("beta", "disc", seed, None, status="failed", reason="NaN") for seed in (0, 1)]
+    records += [record("gamma", task, 0, None, status="failed", reason="NaN") for task in ("veins", "cup", "disc")]
+    made = table(records)
+    head = made.panels[0].heads[-1]
+    assert (head.label, head.tasks) == ("mean (2/3)", ("veins", "cup"))
+    found = cells(made)
+    assert found["alpha", "mean_eyes"].values == pytest.approx((70.0, 80.0))
+    assert found["beta", "mean_eyes"].mean == pytest.approx(65.0)
+    assert found["gamma", "mean_eyes"].status == "failed"
+    assert "mean (2/3): over Veins, Cup, which every compared row has." in made.panels[0].notes
+
+
+def test_no_common_task() -> None:
+    found = cells(table(column("alpha", "veins", [0.6]) + column("beta", "cup", [0.6])))
+    assert {found[label, "mean_eyes"].status for label in ("alpha", "beta")} == {"no common task"}
+
+
+def test_a_mean_of_tasks_with_different_seeds_has_no_spread() -> None:
+    records = column("alpha", "veins", [0.6, 0.8]) + [record("alpha", "cup", seed, 0.5) for seed in (0, 7)]
+    cell = cells(table(records))["alpha", "mean_eyes"]
+    assert (cell.mean, cell.std, cell.n) == (pytest.approx(60.0), None, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- gaps
+
+
+@pytest.mark.parametrize("status", ["failed", "blocked", "out of memory", "timed out", "running", "interrupted"])
+def test_a_gap_shows_its_status_and_reason(status: str) -> None:
+    reason = f"step 31: {'long ' * 40}\n\nTraceback (most recent call last)"
+    records = [*column("alpha", "veins", [0.5]), record("beta", "veins", 0, None, status=status, reason=reason)]
+    made = table(records)
+    assert cells(made)["beta", "veins"].status == status
+    text = render(made, "text", width=200, colour=False)
+    assert MARKS[status] in text.split("DSC")[0]
+    assert "step 31: long" in text and "… (beta on Veins, seed 0)" in text and "Traceback" not in text
+    others = [mark for mark in MARKS.values() if mark != MARKS[status] and len(mark) > 1]
+    assert not any(f"\n{mark} =" in text or f"\n{mark}:" in text for mark in others)
+
+
+def test_a_missing_cell_and_a_score_that_is_none() -> None:
+    records = column("alpha", "veins", [0.5]) + column("alpha", "cup", [0.5]) + column("beta", "veins", [float("nan")])
+    made = table(records)
+    found = cells(made)
+    assert found["beta", "cup"].status == "missing"
+    assert found["beta", "veins"].status == "no score"
+    assert "– = missing, no record." in made.panels[0].notes
+    assert "no score: the record says nan (beta on Veins, seed 0)" in made.panels[0].notes
+
+
+def test_a_failed_seed_among_good_ones() -> None:
+    records = column("alpha", "veins", [0.5, 0.6, 0.7]) + column("beta", "veins", [0.5, 0.6])
+    records.append(record("beta", "veins", 2, None, status="timed out", reason="time limit"))
+    text = render(table(records), "text", width=120, colour=False)
+    assert "55.00 ± 7.07 (n=2)" in text
+    assert "timeout = timed out: time limit (beta on Veins, seed 2)" in text
+
+
+def test_many_reasons_are_counted() -> None:
+    records = [record("alpha", "veins", seed, None, status="failed", reason=f"reason {seed}") for seed in range(9)]
+    assert "failed: 3 more reasons, see `bench status`." in table(records).panels[0].notes
+
+
+def test_older_source_is_marked() -> None:
+    records = column("alpha", "veins", [0.5]) + column("gamma", "veins", [0.5])
+    made = table(records, current_sources=SOURCES)
+    assert cells(made)["gamma", "veins"].stale and not cells(made)["alpha", "veins"].stale
+    assert "50.00‡" in render(made, "md")
+
+
+# ---------------------------------------------------------------------------------------------- conditions, duplicates
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backbone", "large"),
+        ("budget", "quick (steps=500)"),
+        ("protocol", "linear"),
+        ("corpus", "films"),
+        ("phantom", True),
+        ("label_fraction", 0.2),
+    ],
+)
+def test_conditions_never_mix(field: str, value: Any) -> None:
+    records = column("alpha", "veins", [0.5]) + column("alpha", "veins", [0.9], **{field: value})
+    made = table(records)
+    assert len(made.panels) == 2
+    assert {cells(made, panel)["alpha", "veins"].mean for panel in (0, 1)} == {50.0, 90.0}
+    shown = "20 % labels" if field == "label_fraction" else "(phantom)" if value is True else str(value)
+    assert sum(shown in panel.header for panel in made.panels) == 1
+
+
+def test_phantom_stands_in_the_title_of_every_phantom_panel() -> None:
+    records = column("alpha", "veins", [0.5], phantom=True) + column(
+        "alpha", "veins", [0.5], phantom=True, budget="paper"
+    )
+    made = table(records + column("alpha", "veins", [0.5]))
+    assert ["phantom: generated images, not data" in panel.title for panel in made.panels] == [False, True, True]
+
+
+def test_a_method_without_corpus_joins_every_panel_that_agrees() -> None:
+    records = column("scratch", "veins", [0.4]) + column("scratch", "heart", [0.3])
+    records += column("alpha", "veins", [0.5]) + column("alpha", "heart", [0.5], corpus="films")
+    records += column("alpha", "veins", [0.6], budget="paper")
+    made = table(records)
+    panels = {panel.header: {row.label: row for row in panel.rows} for panel in made.panels}
+    with_scratch = [header for header, rows in panels.items() if "scratch" in rows]
+    assert len(panels) == 3
+    assert sorted(header.split(" · ")[0] for header in with_scratch) == ["corpus films", "corpus photos"]
+    assert all("quick" in header for header in with_scratch)
+    assert all(len(panel.heads) == 1 for panel in made.panels)
+
+
+def test_scratch_alone_is_shown() -> None:
+    records = column("scratch", "veins", [0.4]) + column("scratch", "heart", [0.3]) + column("alpha", "veins", [0.5])
+    made = table(records)
+    assert [panel.header.split(" · ")[0] for panel in made.panels] == ["corpus photos", "no corpus"]
+    assert cells(made, 1)["scratch", "heart"].mean == pytest.approx(30.0)
+
+
+def test_a_changed_hyper_parameter_is_a_row_of_its_own() -> None:
+    records = column("alpha", "veins", [0.5]) + column("beta", "veins", [0.6])
+    records += column("alpha", "veins", [0.9], label="alpha (temperature=0.1)")
+    assert [row.label for row in table(records).panels[0].rows] == ["alpha", "alpha (temperature=0.1)", "beta"]
+
+
+def test_two_keys_of_one_cell_are_not_averaged() -> None:
+    records = column("alpha", "veins", [0.5], cell_key="k1") + column("alpha", "veins", [0.9], cell_key="k2")
+    made = table(records)
+    assert cells(made)["alpha", "veins"].status == "ambiguous"
+    assert any("keys k1-1.0, k2-1.0" in note for note in made.panels[0].notes)
+    assert cells(table([records[0], records[0]]))["alpha", "veins"].n == 1
+
+
+def test_the_present_source_wins_over_an_older_one() -> None:
+    old = {"method": "a0", "task": "t1"}
+    records = column("alpha", "veins", [0.5], cell_key="k1", sources=old) + column(
+        "alpha", "veins", [0.9], cell_key="k2"
+    )
+    made = table(records, current_sources=SOURCES)
+    assert cells(made)["alpha", "veins"].mean == pytest.approx(90.0)
+    assert any("1 record of older source left out" in note for note in made.panels[0].notes)
+
+
+def test_other_schemas_are_counted_and_left_out() -> None:
+    made = table(column("alpha", "veins", [0.5]) + column("alpha", "veins", [0.9], schema=99))
+    assert cells(made)["alpha", "veins"].mean == pytest.approx(50.0)
+    assert made.notes == ("1 record with schema 99 left out: this version reads schema 1.",)
+    broken = record("alpha", "cup", 0, 0.5)
+    del broken["budget"]
+    assert "fields are missing (the first lacks budget)" in table([broken]).notes[0]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_records(form: str) -> None:
+    made = build([], load_layout("ld_table2"), published=load_published("ld_table2"))
+    text = render(made, form, width=120, colour=False)
+    assert not made.panels
+    if form == "csv":
+        assert len(text.splitlines()) == 1
+    else:
+        assert "No records to show" in text
+
+
+# ------------------------------------------------------------------------------------------- layouts, published numbers
+
+
+def test_unknown_names_suggest_neighbours() -> None:
+    with pytest.raises(BenchError, match=r"no table layout is called 'ld_tabel2'; did you mean 'ld_table2'"):
+        load_layout("ld_tabel2")
+    with pytest.raises(BenchError, match="no table format is called 'latx'; did you mean 'latex'"):
+        render(table(column("alpha", "veins", [0.5])), "latx")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", "not valid TOML"),
+        ('title = "T"', "source"),
+        ('title = "T"\nsource = "S"\ncolour = 3', "colour"),
+        ('title = "T"\nsource = "S"\ncolumns = [{task = "a", label = "A", sectoin = "x"}]', "sectoin"),
+        ('title = "T"\nsource = "S"\ncolumns = [{task = "a", label = "A"}, {task = "a", label = "B"}]', "'a' twice"),
+        ('title = "T"\nsource = "S"\nmeans = [{name = "m", label = "M", tasks = ["b"]}]', "uses 'b'"),
+    ],
+)
+def test_a_wrong_layout_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=message):
+        read_layout(path)
+
+
+def test_published_numbers_that_are_none_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('title = "T"\nsource = "S"\ncolumns = [{task = "a", label = "A"}]')
+    (tmp_path / "mine.csv").write_text("method,a\nrd,8o.1\n")
+    with pytest.raises(BenchError, match=r"mine.csv: rd, a: '8o.1' is neither a number nor '-'"):
+        read_layout(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("name", sorted(load_layouts()))
+def test_layouts_and_their_numbers_fit(name: str) -> None:
+    layout, published = load_layout(name), load_published(name)
+    names = [column.task for column in layout.columns] + [mean.name for mean in layout.means]
+    assert set(published.values) == {(row.method, name) for row in layout.rows for name in names}
+    assert layout.source and layout.conditions
+
+
+def test_ld_table2_is_the_printed_table() -> None:
+    layout, published = load_layout("ld_table2"), load_published("ld_table2")
+    assert (len(layout.rows), len(layout.columns), len(layout.means)) == (23, 12, 2)
+    assert sum(value is None for value in published.values.values()) == 10  # two methods without chest X-rays
+    assert published.values["rd", "siim_pneumothorax"] == 43.20
+    assert published.values["scratch", "chase"] == 79.37
+    best = {
+        column.task: max(layout.rows, key=lambda row: published.values[row.method, column.task] or 0.0).method
+        for column in layout.columns
+    }
+    theirs = {row.method for row in layout.rows if row.section.startswith("Ours")}
+    assert sum(method in theirs for method in best.values()) == 9  # "winning 9 tasks out of all 12" (Sec. 6.1.3)
+
+
+def test_ld_table2_printed_means_follow_from_the_columns() -> None:
+    layout, values = load_layout("ld_table2"), load_published("ld_table2").values
+    wrong, cut, checked = [], 0, 0
+    for row in layout.rows:
+        for mean in layout.means:
+            printed = values[row.method, mean.name]
+            parts = [values[row.method, task] for task in mean.tasks]
+            assert (printed is None) == (None in parts)
+            if printed is None:
+                continue
+            exact = sum(part for part in parts if part is not None) / len(parts)
+            checked += 1
+            cut += exact - printed > 0.00501
+            if abs(exact - printed) > 0.011:
+                wrong.append((row.method, mean.name, printed, exact))
+    assert not wrong
+    assert (cut, checked) == (13, 44)  # as the layout's note says
+
+
+def paper_records(method: str, scores: dict[str, float], **changes: Any) -> list[dict[str, Any]]:
+    setting = {"backbone": "tiny_vgg16", "budget": "paper", "corpus": "kaggle_dr"} | changes
+    return [record(method, task, 0, score, **setting) for task, score in scores.items()]
+
+
+def test_differences_from_the_published_numbers() -> None:
+    layout, published = load_layout("ld_table2"), load_published("ld_table2")
+    records = paper_records("rd", {"chase": 0.8150, "hrf": 0.7900})
+    found = cells(build(records, layout, published=published))
+    assert found["Rd", "chase"].difference == pytest.approx(0.41)
+    assert (found["Rd", "chase"].inside, found["Rd", "hrf"].inside) == (True, False)
+    assert found["Rd", "mean_fundus"].difference is None  # two tasks of ours, eight of theirs
+    assert (
+        found["Supervised", "scr_heart"].status == found["Supervised", "scr_heart"].published_status == "not available"
+    )
+    assert "81.09 (+0.41 ≈)" in render(build(records, layout, published=published), "md")
+
+
+def test_phantoms_and_other_budgets_are_never_compared_silently() -> None:
+    layout, published = load_layout("ld_table2"), load_published("ld_table2")
+    records = paper_records("rd", {"chase": 0.8109}, phantom=True, budget="quick")
+    panel = build(records, layout, published=published).panels[0]
+    assert "phantom: generated images" in panel.title and "which are from real data" in panel.title
+    assert any("phantoms" in note and "budget quick instead of paper" in note for note in panel.notes)
+    assert all(cell.inside is None for row in panel.rows for cell in row.cells)
+    foreign = build(paper_records("rd", {"chase": 0.8}, corpus="photos"), layout, published=published).panels[0]
+    assert any("corpus photos instead of kaggle_dr" in note for note in foreign.notes)
+    changed = build(paper_records("rd", {"chase": 0.8}, label="rd (clusters=4)"), layout, published=published)
+    assert cells(changed)["rd (clusters=4)", "chase"].published is None
+    assert cells(changed)["Rd", "chase"].status == "missing"
+
+
+def test_chest_columns_are_means_over_five_label_fractions() -> None:
+    layout = load_layout("ld_table2")
+    records: list[dict[str, Any]] = []
+    for fraction, score in ((0.2, 0.5), (0.4, 0.6), (0.6, 0.7), (0.8, 0.8), (1.0, 0.9)):
+        records += paper_records("rd", {"scr_heart": score}, label_fraction=fraction, corpus="chestxray8")
+    made = build(records + paper_records("rd", {"chase": 0.8}), layout)
+    assert len(made.panels) == 1
+    assert cells(made)["Rd", "scr_heart"].mean == pytest.approx(70.0)
+    assert cells(made)["Rd", "chase"].mean == pytest.approx(80.0)
+    assert "kaggle_dr for CHASE, chestxray8 for Heart" in made.panels[0].header
+    partly = build(records[:3], layout)
+    assert cells(partly)["Rd", "scr_heart"].mark == "3/5"
+    assert any(note.startswith("k/m = only k of the m label fractions") for note in partly.panels[0].notes)
+
+
+def test_what_a_closed_layout_does_not_show_is_named() -> None:
+    records = paper_records("rd", {"chase": 0.8, "my_task": 0.7}) + paper_records("mine", {"chase": 0.8})
+    records += paper_records("rd", {"hrf": 0.8}, label_fraction=0.2)
+    notes = " ".join(build(records, load_layout("ld_table2")).notes)
+    assert "1 record of tasks that this layout does not show: my_task." in notes
+    assert "1 record of methods that this layout does not show: mine." in notes
+    assert "1 record of label fractions that this layout does not show: HRF at 20 %." in notes
+
+
+def test_rows_and_means_of_a_closed_layout_keep_their_order() -> None:
+    layout = Layout(
+        name="mine",
+        title="T",
+        source="",
+        columns=(Column("cup", "Cup"), Column("veins", "Veins")),
+        means=(Mean("both", "Both", ("veins", "cup")),),
+        rows=(Row("beta", "B"), Row("alpha", "A")),
+    )
+    panel = build(column("alpha", "veins", [0.5]), layout).panels[0]
+    assert [head.name for head in panel.heads] == ["cup", "veins", "both"]
+    assert [row.label for row in panel.rows] == ["B", "A"]
+    assert len(build(column("alpha", "veins", [0.5]), replace(layout, open=True)).panels[0].rows) == 1
+
+
+def test_the_module_needs_no_torch() -> None:
+    code = (
+        "import sys, bench.table; print([m for m in ('torch', 'pandas', 'scipy', 'numpy', 'rich') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def write_golden() -> None:
+    for name, form in GOLDEN_FILES:
+        (GOLDEN / f"{name}.{SUFFIXES[form]}").write_text(golden_text(name, form), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_golden()
