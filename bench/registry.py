@@ -170,7 +170,8 @@ class Registry:
     plugins: list[str] = field(default_factory=list)  # files added by path
 
     def _shelf(self, kind: str) -> dict[str, Any]:
-        return {"method": self.methods, "task": self.tasks, "corpus": self.corpora}[kind]
+        shelves: dict[str, dict[str, Any]] = {"method": self.methods, "task": self.tasks, "corpus": self.corpora}
+        return shelves[kind]
 
     def add_file(self, path: Path, *, tolerant: bool = False) -> list[str]:
         """Registers what a file declares and returns the names; `tolerant` notes a broken file instead of raising."""

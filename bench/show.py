@@ -425,8 +425,8 @@ def _note(progress: Mapping[str, Any]) -> str:
 
 
 def progress(voice: Voice, store: Store, total: int) -> Lines:
-    """The observer of a run: bars on a terminal, lines without one."""
-    return (Bars if voice.terminal else Lines)(voice, store, total)
+    """The observer of a run: bars on a terminal, lines without one or where nothing has to be done."""
+    return (Bars if voice.terminal and total else Lines)(voice, store, total)
 
 
 # --------------------------------------------------------------------------------------------------------------- cells

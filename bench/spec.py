@@ -96,7 +96,7 @@ class Budget:
         if not changed:
             return self
         label = f"{self.name} ({', '.join(f'{name}={value}' for name, value in changed.items())})"
-        return dataclasses.replace(self, name=label, **changed)  # type: ignore[arg-type]
+        return dataclasses.replace(self, name=label, **changed)
 
 
 BUDGETS: dict[str, Budget] = {

@@ -44,7 +44,8 @@ class HParams:
 class Fake: ...
 
 @task("fake_task", version=1, kind="segmentation", title="Fake task", groups=("first", "second"), section="-",
-      corpus="-", channels=3, metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("-",),
+      corpus="-", channels=3, metric="dsc", licence="free", citation="-", source="-", revision="1",
+      folders=("-",), layout="-",
       train=4, test=2)
 def load(root, split): ...
 """

@@ -41,30 +41,36 @@ class Alpha: ...
 class Beta: ...
 
 @corpus("pool", version=1, title="Pool", channels=3, licence="-", citation="-", source="-", folders=("pool",),
+        layout="-",
         phantom={"modality": "fundus", "images": 4, "cameras": [{}]})
 def pool(root): ...
 
 @corpus("ocean", version=1, title="Ocean", channels=3, licence="-", citation="-", source="-", folders=("ocean",),
+        layout="-",
         phantom={"modality": "fundus", "images": 8, "cameras": [{}]})
 def ocean(root): ...
 
 @corpus("grey", version=1, title="Grey", channels=1, licence="-", citation="-", source="-", folders=("grey",),
+        layout="-",
         phantom={"modality": "fundus", "images": 8, "cameras": [{}]})
 def grey(root): ...
 
 @task("veins", version=1, kind="segmentation", title="Veins", groups=("eyes",), section="Eye", corpus="pool",
       channels=3, metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("veins",),
+      layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "vessels", "camera": {}})
 def veins(root, split): ...
 
 @task("disc", version=1, kind="segmentation", title="Disc", groups=("eyes",), section="Eye", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("disc",), train=4, test=2,
+      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("disc",), layout="-",
+      train=4, test=2,
       phantom={"modality": "fundus", "target": "disc", "camera": {}})
 def disc(root, split): ...
 
 @task("spot", version=1, kind="segmentation", title="Spot", groups=(), section="Eye", corpus="ocean", channels=3,
-      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("spot",), train=4, test=2,
+      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("spot",), layout="-",
+      train=4, test=2,
       phantom={"modality": "fundus", "target": "exudates", "camera": {}})
 def spot(root, split): ...
 """

@@ -39,14 +39,17 @@ class HParams:
 class Fake: ...
 
 @corpus("pool", version=1, title="Pool", channels=3, licence="-", citation="-", source="-", folders=("pool",),
+        layout="-",
         phantom={"modality": "fundus", "images": 4, "cameras": [{}]})
 def pool(root): ...
 
 @task("left", version=1, kind="segmentation", title="Left", groups=("sides",), section="-", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("left",), train=4, test=2,
+      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("left",), layout="-",
+      train=4, test=2,
       phantom={"modality": "fundus", "target": "vessels", "camera": {}})
 @task("right", version=1, kind="segmentation", title="Right", groups=("sides",), section="-", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("right",), train=4, test=2,
+      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("right",), layout="-",
+      train=4, test=2,
       phantom={"modality": "fundus", "target": "disc", "camera": {}})
 def load(root, split): ...
 """
@@ -129,7 +132,8 @@ class House:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        (home / "plugins.py").write_text(PLUGINS)
+        if not (home / "plugins.py").exists():
+            (home / "plugins.py").write_text(PLUGINS)
         self.shelves = Registry()
         self.shelves.add_plugin(str(home / "plugins.py"))
         self.store = Store(home / "runs", home / "results")
@@ -283,10 +287,9 @@ def test_a_child_that_dies_without_a_word_gets_a_record(house: House, what: str,
 
 def test_a_plug_in_broken_while_the_grid_runs_is_the_recorded_reason(house: House) -> None:
     class Editor(launch.Silent):
-        def tick(self, running: Any, waiting: Any) -> None:
+        def ended(self, cell: Cell, outcome: CellOutcome) -> None:
             (house.home / "plugins.py").write_text("class Fake(:\n")
 
-    house.script(one={"sleep": 0.1})
     outcome = house.run(house.grid("one,!zero"), observer=Editor())
     assert (outcome.counts, outcome.exit_code) == ({"failed": 2}, 1)
     assert all("plugins.py cannot be read as Python" in record["reason"] for record in house.store.records())

@@ -20,23 +20,10 @@ import pytest
 from scipy import stats
 
 from bench.spec import BenchError, TaskSpec
-from bench.table import (
-    FORMATS,
-    MARKS,
-    Column,
-    Layout,
-    Mean,
-    Row,
-    Table,
-    build,
-    default_layout,
-    load_layout,
-    load_layouts,
-    load_published,
-    read_layout,
-    render,
-    welch,
-)
+from bench.table import FORMATS, Table, build, default_layout, load_layout, load_layouts, load_published, render
+from bench.table.build import welch
+from bench.table.layout import Column, Layout, Mean, Row, read_layout
+from bench.table.panel import MARKS
 
 GOLDEN = Path(__file__).parent / "golden" / "table"
 SUFFIXES = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "json": "json"}
@@ -47,8 +34,9 @@ ORDER = ["scratch", "alpha", "beta", "gamma"]
 
 
 def spec(name: str, title: str, section: str, group: str) -> TaskSpec:
+    empty = dict.fromkeys(("licence", "citation", "source", "revision", "layout"), "")
     return TaskSpec(
-        name, 1, "segmentation", title, (group,), section, "corpus", 3, "dsc", "", "", "", "", (), train=20, test=8
+        name, 1, "segmentation", title, (group,), section, "corpus", 3, "dsc", folders=(), train=20, test=8, **empty
     )
 
 
@@ -202,7 +190,7 @@ def test_one_seed_has_no_spread_and_nothing_is_best() -> None:
     assert not any(cell.best for cell in cells(made).values())
     text = render(made, "text", width=120, colour=False)
     assert "80.00" in text and "±" not in text
-    assert "Nothing is marked best: with one seed" in text
+    assert "\nNothing is marked best: with one seed a difference may be chance.\n" in text
 
 
 def test_a_single_row_is_not_best() -> None:
@@ -363,6 +351,14 @@ def test_phantom_stands_in_the_title_of_every_phantom_panel() -> None:
     )
     made = table(records + column("alpha", "veins", [0.5]))
     assert ["phantom: generated images, not data" in panel.title for panel in made.panels] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_first_line_of_a_phantom_table_says_so(width: int) -> None:
+    records = paper_records("rd", {"chase": 0.8109}, phantom=True)
+    for layout in (load_layout("ld_table2"), default_layout(records, TASKS, ORDER)):
+        text = render(build(records, layout), "text", width=width, colour=False)
+        assert "phantom" in text.splitlines()[0]
 
 
 def test_a_method_without_corpus_joins_every_panel_that_agrees() -> None:

@@ -1,0 +1,258 @@
+"""The words around a panel: title, header line, legend of marks, footnotes and what to know before comparing."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from bench.spec import DONE, SCHEMA
+from bench.table.layout import REQUIRED, Column, Layout, Record, is_usable
+from bench.table.panel import MARKS, MISSING, PART, SIGNIFICANCE, UNAVAILABLE, Condition, Gap, Panel, unit_of
+
+PHANTOM = "phantom: generated images, not data"
+MEANINGS = {
+    MISSING: "no record",
+    UNAVAILABLE: "the publication prints no number",
+    "ambiguous": "several records with different keys answer to the same label and seed",
+    "no common task": "no task that all compared rows have",
+    "mixed metrics": "the tasks have different metrics, which have no mean",
+}
+_REASON_LENGTH = 100  # characters of a reason that are shown
+_REASONS_SHOWN = 6  # per status
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`0-2, 5` for 0, 1, 2, 5."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def first_line(reason: str) -> str:
+    line = next((line.strip() for line in reason.splitlines() if line.strip()), "no reason recorded")
+    return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 1].rstrip() + "…"
+
+
+def gravity(status: str) -> int:
+    order = list(MARKS)
+    return order.index(status) if status in order else 0
+
+
+def footnote_numbers(methods: Iterable[str], footnotes: Mapping[str, str]) -> dict[str, str]:
+    """A number for every different footnote, in the order of the rows."""
+    used = dict.fromkeys(footnotes[method] for method in methods if footnotes.get(method))
+    return {note: str(number) for number, note in enumerate(used, 1)}
+
+
+def title(name: str, panel: Panel) -> str:
+    """The word phantom comes first, so that no folding parts it from the title's first line."""
+    phantom = panel.condition.phantom
+    parts = [PHANTOM, name] if phantom else [name]
+    if panel.against:
+        parts.append(f"beside the published numbers{', which are from real data' if phantom else ''}")
+    return " · ".join(parts)
+
+
+def header(panel: Panel, columns: list[Column], held: list[Column], corpus_of: Mapping[str, str]) -> str:
+    """The panel's condition in one line; `held` are the columns with records, `corpus_of` their corpora by task."""
+    condition = panel.condition
+    corpora = _per_column({column.task: corpus_of[column.task] for column in held if column.task in corpus_of}, columns)
+    labels = (
+        [_labels((condition.label_fraction,))]
+        if condition.label_fraction is not None
+        else _per_column({column.task: _labels(column.label_fractions) for column in held}, columns)
+    )
+    parts = [
+        (f"corpus {', '.join(corpora)}" if corpora else "no corpus") + (" (phantom)" if condition.phantom else ""),
+        condition.backbone,
+        condition.budget,
+        condition.protocol,
+        "; ".join(labels),
+        f"{'seed' if len(panel.seeds) == 1 else 'seeds'} {ranges(panel.seeds)}",
+    ]
+    return " · ".join(parts)
+
+
+def _per_column(said: Mapping[str, str], columns: list[Column]) -> list[str]:
+    """What is said of tasks, each with the columns it holds for unless it is the same for all."""
+    named: dict[str, list[int]] = defaultdict(list)
+    for at, column in enumerate(columns):
+        if column.task in said:
+            named[said[column.task]].append(at)
+    if len(named) < 2:
+        return list(named)
+    return [f"{text} for {_span(places, columns)}" for text, places in named.items()]
+
+
+def _span(places: list[int], columns: list[Column]) -> str:
+    """`A to D` where the columns are neighbours, else all of their labels."""
+    labels = [columns[at].label for at in places]
+    if len(places) > 2 and places == list(range(places[0], places[0] + len(places))):
+        return f"{labels[0]} to {labels[-1]}"
+    return ", ".join(labels)
+
+
+def _labels(fractions: Sequence[float]) -> str:
+    return f"{_shares(fractions)} {'labels' if len(fractions) == 1 else 'of the labels'}"
+
+
+def _shares(fractions: Sequence[float]) -> str:
+    if len(fractions) == 1:
+        return percent(fractions[0])
+    return f"the mean over {', '.join(f'{100 * fraction:g}' for fraction in fractions)} %"
+
+
+def left_out(records: Iterable[Record]) -> list[str]:
+    """A sentence on every kind of record that cannot be read."""
+    lost = [record for record in records if not is_usable(record)]
+    foreign = Counter(str(record.get("schema")) for record in lost if record.get("schema") != SCHEMA)
+    sentences = [
+        f"{count(number, 'record')} with schema {schema} left out: this version reads schema {SCHEMA}."
+        for schema, number in sorted(foreign.items())
+    ]
+    if broken := [record for record in lost if record.get("schema") == SCHEMA]:
+        missing = ", ".join(name for name in REQUIRED if name not in broken[0])
+        sentences.append(f"{count(len(broken), 'record')} left out: fields are missing (the first lacks {missing}).")
+    return sentences
+
+
+def not_shown(what: str, names: Sequence[str]) -> str:
+    listed = ", ".join(sorted(set(names)))
+    return f"{count(len(names), 'record')} of {what} that this layout does not show: {listed}."
+
+
+def source(published: Layout) -> list[str]:
+    return [f"published: {published.source}; in brackets our number minus the published one.", *published.notes]
+
+
+def notes(
+    panel: Panel,
+    layout: Layout,
+    published: Layout | None,
+    gaps: list[Gap],
+    superseded: int,
+    footnotes: Mapping[str, str],
+) -> list[str]:
+    """Every line under a panel, in reading order; `footnotes` are the numbers by footnote."""
+    lines = _metric_notes(panel)
+    if panel.n > 1:
+        lines.append(f"mean ± standard deviation over n = {panel.n} seeds; another n stands with the number.")
+    lines += _mean_notes(panel, layout)
+    lines += _best_notes(panel)
+    lines += [f"selected by: {selection}" for selection in panel.selections]
+    lines += _gap_notes(panel, gaps)
+    if any(cell.stale for cell in panel.cells):
+        lines.append("‡ made by another version of the method's or the task's source than the present one.")
+    if superseded:
+        lines.append(f"{count(superseded, 'record')} of older source left out: newer ones stand in their place.")
+    if published is not None:
+        lines += _difference_notes(panel, published)
+    return lines + [f"[{number}] {note}" for note, number in footnotes.items()]
+
+
+def _metric_notes(panel: Panel) -> list[str]:
+    kinds: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for head in panel.heads:
+        if head.metric and not head.is_mean:
+            kinds[head.metric, head.higher_is_better].append(head.label)
+    lines = []
+    for (metric, up), labels in kinds.items():
+        name = metric.removesuffix("_mm").replace("_", " ").upper()
+        unit = "mm" if unit_of(metric) == "mm" else "percent"
+        where = f" ({', '.join(labels)})" if len(kinds) > 1 else ""
+        lines.append(f"{name} in {unit}, {'higher' if up else 'lower'} is better{where}.")
+    return lines
+
+
+def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
+    """Which tasks are left of a mean that not every row can have whole."""
+    labels = {head.name: head.label for head in panel.heads}
+    whole = {mean.name: sum(task in labels for task in mean.tasks) for mean in layout.means}
+    return [
+        f"{head.label}: over {', '.join(labels[task] for task in head.tasks)}, which every compared row has."
+        for head in panel.heads
+        if head.is_mean and 0 < len(head.tasks) < whole[head.name]
+    ]
+
+
+def _best_notes(panel: Panel) -> list[str]:
+    lines, unmarked = [], []
+    for head, cells in panel.columns:
+        if sum(cell.mean is not None for cell in cells) > 1 and not any(cell.best for cell in cells):
+            unmarked.append(head.label)
+    if any(cell.best for cell in panel.cells):
+        lines.append(
+            "* best of its column, with every row that does not differ significantly from it "
+            f"(Welch's t-test over seeds, p ≥ {SIGNIFICANCE:g})."
+        )
+    if unmarked and panel.n < 2:
+        lines.append("Nothing is marked best: with one seed a difference may be chance.")
+    elif unmarked:
+        lines.append(f"No best is marked under {', '.join(unmarked)}: some row has fewer than two seeds in common.")
+    return lines
+
+
+def _gap_notes(panel: Panel, gaps: list[Gap]) -> list[str]:
+    """One line per mark used and per reason."""
+    shown = {status for cell in panel.cells for status in (cell.status, cell.published_status)} - {DONE, ""}
+    reasons: dict[str, dict[str, list[Gap]]] = defaultdict(lambda: defaultdict(list))
+    for gap in gaps:
+        reasons[gap.status][gap.reason].append(gap)
+    ordered = sorted(shown | set(reasons), key=lambda status: (gravity(status), status))
+    return [line for status in ordered for line in _reason_notes(status, reasons[status])]
+
+
+def _reason_notes(status: str, reasons: Mapping[str, list[Gap]]) -> list[str]:
+    if status == PART:
+        return ["k/m = only k of the m label fractions are there that this column averages."]
+    mark = MARKS.get(status, status)
+    name = mark if mark == status else f"{mark} = {status}"
+    if status in MEANINGS:
+        name += f", {MEANINGS[status]}"
+    if not reasons:
+        return [f"{name}."]
+    ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [f"{name}: {reason} ({_where(gaps)})" for reason, gaps in ordered[:_REASONS_SHOWN]]
+    left = len(ordered) - _REASONS_SHOWN
+    return lines + ([f"{name}: {count(left, 'more reason')}, see `bench status`."] if left > 0 else [])
+
+
+def _where(gaps: list[Gap]) -> str:
+    first = f"{gaps[0].label} on {gaps[0].column}, seed {gaps[0].seed}"
+    return first if len(gaps) == 1 else f"{first}, and {len(gaps) - 1} more"
+
+
+def departures(condition: Condition, tasks: Iterable[str], published: Layout) -> list[str]:
+    """Where the condition of our numbers on some tasks is not the publication's."""
+    said = [
+        f"{name} {getattr(condition, name)} instead of {value}"
+        for name, value in published.conditions.items()
+        if getattr(condition, name) != value
+    ]
+    columns = {column.task: column for column in published.columns}
+    for column in (columns[task] for task in tasks if task in columns):
+        if condition.corpus and column.corpus and condition.corpus != column.corpus:
+            said.append(f"corpus {condition.corpus} instead of {column.corpus}")
+        ours, theirs = condition.label_fraction, column.label_fractions
+        if ours is not None and theirs and theirs != (ours,):
+            said.append(f"{percent(ours)} of the labels instead of {_shares(theirs)}")
+    return list(dict.fromkeys(said))
+
+
+def _difference_notes(panel: Panel, published: Layout) -> list[str]:
+    """What a reader must know before comparing this panel with the published numbers."""
+    compared = [head.name for head, cells in panel.columns if any(cell.published_status for cell in cells)]
+    said = ["phantoms (generated images) instead of the publication's data"] if panel.condition.phantom else []
+    said += departures(panel.condition, compared, published)
+    lines = [f"Not the same experiment: ours ran with {'; '.join(said)}."] if said else []
+    if any(cell.inside is not None for cell in panel.cells):
+        lines.append(f"≈ within ±{published.tolerance:g} of the published number.")
+    return lines
