@@ -7,14 +7,14 @@ the map. Nothing here imports torch, and nothing heavy is imported before images
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import gzip
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import phantoms
+from bench import phantoms, store
 from bench.registry import Registry, load
 from bench.spec import BenchError, CorpusSpec, PretrainCell, Site, TaskSpec, TransferCell, derive, digest, file_digest
 
@@ -36,6 +36,7 @@ log = logging.getLogger("bench")
 
 PREPARATION = 1  # raised when decoding, cropping or resizing changes; part of every fingerprint
 VALIDATION_SHARE = 0.2
+WAIT_SECONDS = 0.1  # between two looks at a cache that another process is making
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm")
 FOLDER = "folder:"
 NAMED = 3  # missing files that a message names before it only counts
@@ -312,10 +313,6 @@ def prepare_sample(sample: Sample, spec: TaskSpec, size: int) -> tuple[Pixels, P
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def _array_digest(path: Path) -> str:
-    return file_digest(path)
-
-
 def _open_arrays(folder: Path) -> dict[str, Pixels] | None:
     """Prepared arrays, or None where the folder does not hold what its manifest says."""
     import numpy as np
@@ -325,7 +322,7 @@ def _open_arrays(folder: Path) -> dict[str, Pixels] | None:
         arrays = {}
         for name, about in manifest["arrays"].items():
             path = folder / f"{name}.npy"
-            if _array_digest(path) != about["sha256"]:
+            if file_digest(path) != about["sha256"]:
                 return None
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError):
@@ -352,7 +349,7 @@ def _fill(folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[i
             future.result()
     for item in maps.values():
         item.flush()
-    about = {name: {"shape": shape, "sha256": _array_digest(folder / f"{name}.npy")} for name, shape in shapes.items()}
+    about = {name: {"shape": shape, "sha256": file_digest(folder / f"{name}.npy")} for name, shape in shapes.items()}
     (folder / "manifest.json").write_text(json.dumps({"arrays": about}))
 
 
@@ -361,33 +358,48 @@ def prepared(
 ) -> dict[str, Pixels]:
     """Arrays from the cache, made first where they are not there; a damaged cache is set aside, named and made again.
 
-    Safe when two processes prepare at once and when one is killed: the arrays are written aside and renamed when whole.
+    One process makes them, others wait for it; one that is killed leaves nothing that passes for the cache.
     """
-    if folder.exists():
-        arrays = _open_arrays(folder)
-        if arrays is not None:
-            return arrays
-        aside = folder.with_name(f"{folder.name}.damaged-{uuid.uuid4().hex[:8]}")
-        folder.rename(aside)
-        log.warning("the cache %s was damaged; it was set aside as %s and is made again", folder, aside.name)
-    temporary = folder.with_name(f"{folder.name}.making-{uuid.uuid4().hex[:8]}")
-    try:
-        _fill(temporary, shapes, make)
+    while (arrays := _whole(folder)) is None:
+        held = store.claim(folder.parent / "claims" / folder.name)
+        if held is None:
+            time.sleep(WAIT_SECONDS)
+            continue
         try:
-            temporary.rename(folder)
-        except OSError:
             if not folder.exists():
-                raise
+                _make(folder, shapes, make)
+        finally:
+            held.release()
+    return arrays
+
+
+def _whole(folder: Path) -> dict[str, Pixels] | None:
+    """The arrays of a cache, or None where there is none yet; a damaged one is set aside."""
+    if not folder.exists():
+        return None
+    arrays = _open_arrays(folder)
+    if arrays is None:
+        aside = folder.with_name(f"{folder.name}.damaged-{uuid.uuid4().hex[:8]}")
+        with contextlib.suppress(FileNotFoundError):  # another process did the same
+            folder.rename(aside)
+            log.warning("the cache %s was damaged; it was set aside as %s and is made again", folder, aside.name)
+    return arrays
+
+
+def _make(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[int], Mapping[str, Pixels]]
+) -> None:
+    """Writes a cache aside and gives it its name when it is whole; for the holder of the claim."""
+    temporary = folder.with_name(f"{folder.name}.making")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _fill(temporary, shapes, make)
+        temporary.rename(folder)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise BenchError(
             f"{folder.parent} cannot be written ({error.strerror}): free some space or give another --runs"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    arrays = _open_arrays(folder)
-    if arrays is None:
-        raise BenchError(f"the cache {folder} cannot be read back: check the disk or give another --runs")
-    return arrays
 
 
 # ---------------------------------------------------------------------------------------------------- corpus, dataset

@@ -256,7 +256,11 @@ class _Expansion:
         )
 
     def _batch(self, spec: MethodSpec) -> int:
-        batch = self.budget.batch_size if self.budget.batch_size is not None else _declared(spec, "paper_batch")
+        batch = self.budget.batch_size
+        if batch is None:
+            own, cap = _declared(spec, "paper_batch"), self.budget.batch_cap
+            least = -(-spec.min_batch // spec.batch_multiple) * spec.batch_multiple
+            batch = own if cap is None else max(least, min(own, cap) // spec.batch_multiple * spec.batch_multiple)
         if batch < spec.min_batch or batch % spec.batch_multiple:
             rule = f"at least {spec.min_batch}" + (
                 f" and a multiple of {spec.batch_multiple}" if spec.batch_multiple > 1 else ""

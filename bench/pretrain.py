@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench import data, nets, store, views
 from bench.registry import Registry, hparams_of, load
-from bench.spec import CellError, CorpusInfo, MethodSpec, PretrainCell, Recipe, Site, Stage, derive
+from bench.spec import CellError, CellInterrupted, CorpusInfo, MethodSpec, PretrainCell, Recipe, Site, Stage, derive
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -231,7 +231,11 @@ def pretrain(
             raise CellError(
                 "failed", f"the loss became {losses['loss']} at step {step + 1} of {cell.steps}; {_kept(folder)}"
             )
-        report({"phase": f"stage {run.stage + 1}", "step": step + 1, "steps": cell.steps, "losses": losses})
+        try:
+            report({"phase": f"stage {run.stage + 1}", "step": step + 1, "steps": cell.steps, "losses": losses})
+        except CellInterrupted:
+            run.save(folder, step + 1)
+            raise
         if time.monotonic() - saved > site.checkpoint_seconds and step + 1 < cell.steps:
             run.save(folder, step + 1)
             saved = time.monotonic()

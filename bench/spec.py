@@ -80,7 +80,8 @@ class Budget:
     name: str
     steps: int | None  # optimiser steps of a pretraining; None: the method's own length
     image_size: int  # side of the prepared images, px
-    batch_size: int | None  # images per pretraining step; None: the method's own
+    batch_size: int | None  # images per pretraining step; None: the method's own, at most batch_cap
+    batch_cap: int | None
     phase_steps: int | None  # optimiser steps of each phase of a transfer; None: phase_epochs decide
     phase_epochs: int  # epochs of each phase of a transfer where phase_steps is None
     checks: int  # how often the validation part is looked at in each phase
@@ -102,9 +103,9 @@ class Budget:
 BUDGETS: dict[str, Budget] = {
     budget.name: budget
     for budget in (
-        Budget("smoke", steps=4, image_size=64, batch_size=4, phase_steps=4, phase_epochs=1, checks=1),
-        Budget("quick", steps=120, image_size=128, batch_size=8, phase_steps=40, phase_epochs=10, checks=4),
-        Budget("paper", steps=None, image_size=512, batch_size=None, phase_steps=None, phase_epochs=100, checks=100),
+        Budget("smoke", 4, image_size=64, batch_size=None, batch_cap=4, phase_steps=4, phase_epochs=1, checks=1),
+        Budget("quick", 300, image_size=96, batch_size=None, batch_cap=32, phase_steps=60, phase_epochs=10, checks=4),
+        Budget("paper", None, 512, batch_size=None, batch_cap=None, phase_steps=None, phase_epochs=100, checks=100),
     )
 }
 

@@ -25,7 +25,7 @@ from bench import data, metrics, nets, store, views
 from bench.losses import soft_dice
 from bench.pretrain import CHECKPOINT, Report, contiguous, pack_optimizer, set_up, unpack_optimizer
 from bench.registry import Registry
-from bench.spec import PROTOCOLS, BenchError, CellError, Site, TaskSpec, TransferCell, derive
+from bench.spec import PROTOCOLS, BenchError, CellError, CellInterrupted, Site, TaskSpec, TransferCell, derive
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -172,16 +172,9 @@ class _Trainer:
             every = max(1, phase.steps // self.cell.checks)
             while self.step < phase.steps:
                 loss = self._one_step(phase, before, loss_of)
-                self.report(
-                    {
-                        "phase": phase.name,
-                        "step": before + self.step,
-                        "steps": self.steps,
-                        "losses": {"dice loss": loss},
-                    }
-                )
                 if self.step % every == 0 or self.step == phase.steps:
                     self._look(validate(), before + self.step)
+                self._tell(phase, before, loss)
                 if time.monotonic() - self.saved > self.site.checkpoint_seconds:
                     self.save()
             self.net.load_state_dict(self.best)
@@ -207,6 +200,15 @@ class _Trainer:
         self.step += 1
         self.steps_run += 1
         return value
+
+    def _tell(self, phase: _Phase, before: int, loss: float) -> None:
+        """Reports the step; a wish to stop is granted after a checkpoint."""
+        step = before + self.step
+        try:
+            self.report({"phase": phase.name, "step": step, "steps": self.steps, "losses": {"dice loss": loss}})
+        except CellInterrupted:
+            self.save()
+            raise
 
     def _look(self, loss: float, step: int) -> None:
         if loss < self.best_loss:

@@ -127,7 +127,7 @@ def _split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[
         groups[_condition(record, columns.get(record["task"]))].append(record)
     for loose in [condition for condition in groups if condition.corpus is None]:
         group, homed = groups.pop(loose), set()
-        for host in [host for host in groups if host.corpus is not None and replace(host, corpus=None) == loose]:
+        for host in [host for host in groups if _joins(loose, host, groups[host])]:
             tasks = {record["task"] for record in (groups[host] if layout.open else group)}
             groups[host] = groups[host] + [record for record in group if record["task"] in tasks]
             homed |= tasks
@@ -139,6 +139,12 @@ def _split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[
         return (*names, condition.corpus is None, condition.corpus or "", -(condition.label_fraction or 0.0))
 
     return sorted(groups.items(), key=lambda item: place(item[0]))
+
+
+def _joins(loose: Condition, host: Condition, records: list[Record]) -> bool:
+    """Whether what used no corpus was judged as the host's records were: their budgets may differ in pretraining alone."""
+    judged = {str(record.get("transfer_budget", record["budget"])) for record in records}
+    return host.corpus is not None and replace(host, corpus=None, budget=loose.budget) == loose and judged == {loose.budget}
 
 
 def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
