@@ -163,7 +163,7 @@ class UNetDecoder(nn.Module):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
-        self.factors = [coarse // fine for fine, coarse in zip(strides[:-1], strides[1:], strict=True)][::-1]
+        self.factors = [coarse // fine for fine, coarse in itertools.pairwise(strides)][::-1]
         levels, inputs = [], channels[-1]
         for index in range(len(channels) - 2, 0, -1):
             skip, outputs = channels[index], channels[index - 1]
@@ -274,8 +274,8 @@ def hand_over(target: nn.Module, weights: Mapping[str, Tensor]) -> HandOver:
     )
     if not matched:
         raise BenchError(
-            f"none of the {len(weights)} weights fits the encoder (it wants {next(iter(own), 'nothing')}, the file starts "
-            f"with {next(iter(weights), 'nothing')}): check --backbone"
+            f"none of the {len(weights)} weights fits the encoder (it wants {next(iter(own), 'nothing')}, the file "
+            f"starts with {next(iter(weights), 'nothing')}): check --backbone"
         )
     target.load_state_dict(matched, strict=False)
     return report

@@ -1,7 +1,7 @@
-"""The pretraining loop: it owns optimiser, schedule, device, precision, views, checkpoints; the method computes its loss.
+"""The pretraining loop: it owns optimiser, schedule, device, precision, views, checkpoints; the method owns its loss.
 
-Every random draw of a step comes from (seed, step), so a checkpoint holds the model, the optimiser and the step, and a run
-that was killed at any instant ends with the same bits as one that never stopped (same machine type).
+Every random draw of a step comes from (seed, step), so a checkpoint holds the model, the optimiser and the step, and a
+run that was killed at any instant ends with the same bits as one that never stopped (same machine type).
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Trains a cell, or goes on where it was stopped, and leaves `encoder.safetensors` in its folder.
 
-    Returns {"steps_run", "steps", "seconds", "loss"}: steps made in this call, seconds of the loop. Raises CellError where
-    the loss is not finite; the last good checkpoint stays.
+    Returns {"steps_run", "steps", "seconds", "loss"}: steps made in this call, seconds of the loop. Raises CellError
+    where the loss is not finite; the last good checkpoint stays.
     """
     fabric = set_up(site)
     images = data.open_corpus(cell, registry, site)

@@ -52,14 +52,14 @@ def _register(kind: str, name: str) -> Callable[[T], T]:
 def method(name: str, hparams: type, /, **declaration: Any) -> Callable[[T], T]:
     """Registers a class as the pretraining method `name`.
 
-    `hparams` is the frozen dataclass of its hyper-parameters, written in the same file with literal defaults; `set={...}`
-    gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal.
+    `hparams` is the frozen dataclass of its hyper-parameters, written in the same file with literal defaults;
+    `set={...}` gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal.
     """
     return _register("method", name)
 
 
 def task(name: str, /, **declaration: Any) -> Callable[[T], T]:
-    """Registers `load(root, split) -> list[Sample]` as the task `name`; the rest are fields of `TaskSpec`, as literals."""
+    """Registers `load(root, split) -> list[Sample]` as the task `name`; the rest: fields of `TaskSpec`, as literals."""
     return _register("task", name)
 
 
@@ -219,7 +219,7 @@ class Registry:
         return groups
 
     def select(self, kind: str, expression: str) -> list[str]:
-        """Names chosen by `a,group,gl*b,all,!b,./file.py`, in the order asked, each once; BenchError on an unknown one."""
+        """Names chosen by `a,group,gl*b,all,!b,./file.py`, in the order asked, each once; BenchError if one is unknown."""
         shelf, chosen = self._shelf(kind), list[str]()
         tokens = [token.strip() for token in expression.split(",") if token.strip()]
         if not tokens:

@@ -1,9 +1,9 @@
 """The protocols: how a pretrained encoder is judged on a task, image by image.
 
-`finetune` (Chen et al., local discrimination, section 6.1.2): the decoder alone on a frozen encoder, then everything with a
-new optimiser from the best state so far; Adam, soft dice (Eq. 33). `linear`: one linear layer on the features of all levels
-of a frozen encoder, solved exactly, no augmentation. The validation part (20 % of train) selects the state, or the linear
-layer's threshold; the test part is looked at once, at the end.
+`finetune` (Chen et al., local discrimination, section 6.1.2): the decoder alone on a frozen encoder, then everything
+with a new optimiser from the best state so far; Adam, soft dice (Eq. 33). `linear`: one linear layer on the features of
+all levels of a frozen encoder, solved exactly, no augmentation. The validation part (20 % of train) selects the state,
+or the linear layer's threshold; the test part is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def load_encoder(backbone: nets.Backbone, weights: Path) -> nets.HandOver:
     return report
 
 
-# ---------------------------------------------------------------------------------------------------------------- batches
+# -------------------------------------------------------------------------------------------------------------- batches
 
 
 class _Images:
@@ -95,7 +95,7 @@ class _Images:
         return views.normalise(pixels).contiguous(memory_format=torch.channels_last), target
 
 
-# ---------------------------------------------------------------------------------------------------------------- phases
+# --------------------------------------------------------------------------------------------------------------- phases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Judged:
-    """What a protocol ends with: a prediction, indices -> boolean masks (N, S, S) on the CPU, and facts for the record."""
+    """What a protocol ends with: a prediction, indices -> boolean masks (N, S, S) on the CPU; facts for the record."""
 
     predict: Callable[[Sequence[int]], Tensor]
     facts: dict[str, Any]
@@ -396,9 +396,9 @@ def transfer(
 ) -> dict[str, Any]:
     """Judges an encoder on a task; goes on where it was stopped.
 
-    weights: what the pretraining exported; None for an encoder as initialised. Returns {"score", "image_scores" (name ->
-    score, NaN where prediction and truth are both empty), "n_images", "selection", "steps", "steps_run", "seconds"}. Raises
-    CellError where the loss is not finite or the hand-over fails.
+    weights: what the pretraining exported; None for an encoder as initialised. Returns {"score", "image_scores" (name
+    -> score, NaN where prediction and truth are both empty), "n_images", "selection", "steps", "steps_run", "seconds"}.
+    Raises CellError where the loss is not finite or the hand-over fails.
     """
     if cell.protocol not in _PROTOCOLS:
         raise BenchError(f"unknown protocol {cell.protocol!r}: {', '.join(_PROTOCOLS)}")

@@ -55,7 +55,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Brightness, contrast and saturation factors 1 +- strength, hue shift in turns; in this order, with probability `p`.
+    """Brightness, contrast, saturation factors 1 +- strength, hue shift in turns; in this order, with probability `p`.
 
     torchvision draws a new order each time; ours is fixed. Saturation and hue leave one-channel images alone.
     """
@@ -76,7 +76,7 @@ class Gray:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur with a sigma uniform in `sigma` (px of a 224 px image, scaled with the view), with probability `p`."""
+    """Gaussian blur, sigma uniform in `sigma` (px of a 224 px image, scaled with the view), with probability `p`."""
 
     sigma: tuple[float, float] = (0.1, 2.0)
     p: float = 0.5
@@ -114,7 +114,7 @@ class View:
 
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns every image of (B, C, H, W) by its own number of quarter turns (counter-clockwise); H = W unless all are even."""
+    """Turns each image of (B, C, H, W) by its own number of quarter turns, counter-clockwise; H = W unless all are even."""
     out = images
     for k in (1, 2, 3):
         chosen = (turns == k).nonzero().flatten()
@@ -267,7 +267,7 @@ def luma(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Rotates the hue of RGB images (B, 3, H, W) in [0, 1] by `shift` (B,) turns, in HSV space, without a case by case map.
+    """Rotates the hue of RGB images (B, 3, H, W) in [0, 1] by `shift` (B,) turns in HSV space, without a map by cases.
 
     With value v and chroma c every channel is v - c * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
     """
@@ -362,9 +362,9 @@ def _run(canvas: _Canvas, ops: Sequence[Op], generator: torch.Generator) -> None
 def build(images: Tensor, views: Views, size: int, generator: torch.Generator) -> list[View]:
     """The declared views of a batch.
 
-    images: (B, C, H, W), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that every
-    device sees the same draws. Returns one View of (B, C, size, size) for each entry of `views.each`; where no `Crop` is
-    declared, and the images have another size, the whole image is resized.
+    images: (B, C, H, W), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that
+    every device sees the same draws. Returns one View of (B, C, size, size) for each entry of `views.each`; where no
+    `Crop` is declared, and the images have another size, the whole image is resized.
     """
     canvas = _Canvas(images, size)
     _run(canvas, views.shared, generator)

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/overhead.py METHOD [--budget quick] [--device cpu] [--rounds 12]
 
-The bare part replays every call that the method makes to its modules in one step, on ready tensors of the same shapes, with a
-backward pass where the step had one. Whole step and bare part alternate in one run; medians are compared. One JSON line.
+The bare part replays every call that the method makes to its modules in one step, on ready tensors of the same shapes,
+with a backward pass where the step had one. Whole step and bare part alternate in one run; medians are compared. One
+JSON line.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Watch:
     def __init__(self, device: torch.device) -> None:
         self.device, self.parts = device, dict[str, list[float]]()
 
-    def time(self, part: str, work: Callable[[], Any]) -> Any:
+    def time(self, part: str, work: Callable[..., Any], *arguments: Any) -> Any:
         began = self._now()
-        result = work()
+        result = work(*arguments)
         self.parts.setdefault(part, []).append(self._now() - began)
         return result
 
@@ -99,10 +100,10 @@ def measure(name: str, budget: str, device: str, rounds: int) -> dict[str, Any]:
         replay()
         for _ in range(rounds):
             watch.time("bare", replay)
-            watch.time("step", lambda: run.train_step(images))
-            batch = watch.time("views", lambda: _batch(run, images))
-            loss = watch.time("forward and loss", lambda: _loss(run, batch))
-            watch.time("backward", lambda: fabric.backward(loss))
+            watch.time("step", run.train_step, images)
+            batch = watch.time("views", _batch, run, images)
+            loss = watch.time("forward and loss", _loss, run, batch)
+            watch.time("backward", fabric.backward, loss)
             watch.time("optimizer", run.optimizer.step)
     whole = sum(watch.median(part) for part in ("views", "forward and loss", "backward", "optimizer"))
     return {

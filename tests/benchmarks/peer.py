@@ -2,9 +2,9 @@
 
     python tests/benchmarks/peer.py [--steps 12] [--rounds 3]
 
-Same backbone, batch, image size, augmentation settings, optimiser and loss; same CPU threads. The peer reads PNG files through
-lightly's transform and a DataLoader with one worker per core, as its tutorials do. Both alternate in one run. One JSON line;
-a ratio above 1 means that ours is faster.
+Same backbone, batch, image size, augmentation settings, optimiser and loss; same CPU threads. The peer reads PNG files
+through lightly's transform and a DataLoader with one worker per core, as its tutorials do. Both alternate in one run.
+One JSON line; a ratio above 1 means that ours is faster.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+"""The protocols: what is trained, what is selected on what, and that stopping changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import data, metrics, nets, pretrain, registry, store, transfer
+from bench.spec import PROTOCOLS, CellError, CellInterrupted, Site, TransferCell
+from tests.conftest import pretrain_cell, textured_images, transfer_cell
+
+SHELVES = registry.scan()
+TASK = next(iter(SHELVES.tasks))
+SIZE = 32
+
+
+def _dataset(count: int = 12, seed: int = 0) -> data.Dataset:
+    """Bright blobs to be found: six images to train on, two to validate, the rest to test."""
+    images = textured_images(count, SIZE, 3, seed)
+    masks = (images.mean(axis=3) > 128).astype(np.uint8)
+    names = tuple(f"image{index}" for index in range(count))
+    return data.Dataset(images, masks, names, train=(2, 3, 4, 5, 6, 7), validation=(0, 1), test=tuple(range(8, count)))
+
+
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> data.Dataset:
+    made = _dataset()
+    monkeypatch.setattr(data, "open_dataset", lambda *_: made)
+    return made
+
+
+def _cell(protocol: str, **changes: Any) -> TransferCell:
+    fields = {"phase_steps": 6, "checks": 3} | changes
+    return transfer_cell(pretrain_cell("scratch", image_size=SIZE), TASK, protocol=protocol, **fields)
+
+
+def _judge(cell: TransferCell, folder: Path, report: Any = lambda _: None, weights: Path | None = None) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    site = Site(folder, folder, None, checkpoint_seconds=-1.0)
+    return transfer.transfer(cell, SHELVES, site, folder, weights, report)
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_scores_every_test_image_and_names_its_selection(protocol: str, dataset: data.Dataset, tmp_path: Path) -> None:
+    found = _judge(_cell(protocol), tmp_path / "one")
+    assert list(found["image_scores"]) == [dataset.names[index] for index in dataset.test]
+    assert found["score"] == pytest.approx(np.mean(list(found["image_scores"].values())))
+    assert found["n_images"] == len(dataset.test)
+    assert found["selection"] == PROTOCOLS[protocol].selection
+    assert _judge(_cell(protocol), tmp_path / "other") | {"seconds": 0} == found | {"seconds": 0}
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_the_test_part_selects_nothing(
+    protocol: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other test images and masks the same state or threshold is chosen."""
+    facts = ("validation_loss", "best_at", "threshold", "validation_score")
+    before = _judge(_cell(protocol), tmp_path / "one")
+    other = _dataset(seed=1)
+    images, masks = dataset.images.copy(), dataset.masks.copy()
+    images[8:], masks[8:] = other.images[8:], 1 - other.masks[8:]
+    changed = dataclasses.replace(dataset, images=images, masks=masks)
+    monkeypatch.setattr(data, "open_dataset", lambda *_: changed)
+    after = _judge(_cell(protocol), tmp_path / "other")
+    assert {name: before.get(name) for name in facts} == {name: after.get(name) for name in facts}
+    assert before["score"] != after["score"]
+
+
+@pytest.mark.parametrize("stop", [2, 6, 7, 11])
+def test_stopping_and_going_on_changes_nothing(stop: int, dataset: data.Dataset, tmp_path: Path) -> None:
+    cell = _cell("finetune")
+    whole = _judge(cell, tmp_path / "whole")
+    seen: list[int] = []
+
+    def report(progress: dict[str, Any]) -> None:
+        seen.append(progress["step"])
+        if progress["step"] == stop and seen.count(stop) == 1:
+            raise CellInterrupted("asked to stop")
+
+    with pytest.raises(CellInterrupted):
+        _judge(cell, tmp_path / "stopped", report)
+    resumed = _judge(cell, tmp_path / "stopped", report)
+    assert seen == [*range(1, stop + 1), *range(stop + 1, 13)]
+    assert resumed["image_scores"] == whole["image_scores"]
+    assert resumed["steps_run"] == 12 - stop
+
+
+def test_a_checkpoint_of_another_cell_is_left_alone(dataset: data.Dataset, tmp_path: Path) -> None:
+    first = _judge(_cell("finetune"), tmp_path / "folder")
+    second = _judge(_cell("finetune", seed=1), tmp_path / "folder")
+    assert second["steps_run"] == 12
+    assert second["score"] != first["score"]
+
+
+def test_the_first_phase_trains_the_decoder_alone(dataset: data.Dataset, tmp_path: Path) -> None:
+    nets_seen: list[nets.SegmentationNet] = []
+    states: list[dict[str, torch.Tensor]] = []
+    real = transfer._Trainer._one_step
+
+    def watched(self: transfer._Trainer, *rest: Any) -> float:
+        assert isinstance(self.net, nets.SegmentationNet)
+        nets_seen.append(self.net)
+        states.append(copy.deepcopy(self.net.backbone.state_dict()))
+        return real(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer._Trainer, "_one_step", watched)
+        _judge(_cell("finetune"), tmp_path)
+    for state in states[1:7]:
+        assert all(torch.equal(state[name], value) for name, value in states[0].items())
+    assert any(not torch.equal(states[-1][name], value) for name, value in states[0].items())
+
+
+def test_training_learns_the_blobs(dataset: data.Dataset, tmp_path: Path) -> None:
+    short = _judge(_cell("finetune", phase_steps=1, checks=1), tmp_path / "short")
+    long = _judge(_cell("finetune", phase_steps=40, checks=8), tmp_path / "long")
+    assert long["score"] > max(0.85, short["score"])
+
+
+def test_the_linear_probe_is_the_least_squares_solution(dataset: data.Dataset) -> None:
+    torch.manual_seed(0)
+    backbone = nets.Backbone("tiny_vgg16").eval()
+    images = transfer._Images(dataset, torch.device("cpu"))
+    probe = transfer._LinearProbe(backbone, torch.device("cpu"))
+    rows, targets = [], []
+    for index in dataset.train:
+        pixels, target = images.take([index])
+        probe.see(pixels, target, torch.randperm(SIZE * SIZE, generator=torch.Generator().manual_seed(index)))
+        with torch.no_grad():
+            levels = [F.interpolate(level, size=(SIZE, SIZE), mode="bilinear") for level in backbone(pixels)]
+        rows.append(torch.cat([*levels, torch.ones(1, 1, SIZE, SIZE)], dim=1)[0].flatten(1).T)
+        targets.append(target.flatten())
+    probe.solve()
+    features, wanted = torch.cat(rows).double(), torch.cat(targets).double()
+    scale = features.square().mean(0).sqrt().clamp(min=1e-8)
+    scaled = features / scale
+    gram = scaled.T @ scaled / len(scaled) + transfer.RIDGE * torch.eye(scaled.shape[1], dtype=torch.float64)
+    expected = (scaled @ torch.linalg.solve(gram, scaled.T @ wanted / len(scaled))).float()
+    found = torch.cat([probe.scores(images.take([index])[0]) for index in dataset.train]).flatten()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_the_best_threshold_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(3, 16, 16, generator=generator) > 0.8
+    scores = target.float() + 0.4 * torch.randn(3, 16, 16, generator=generator)
+    cut, score = transfer._best_threshold(scores, target)
+    found = [float(metrics.dsc(scores > trial, target).mean()) for trial in torch.linspace(-1, 2, 2000)]
+    assert score == pytest.approx(max(found), abs=0.01)
+    assert score == pytest.approx(float(metrics.dsc(scores > cut, target).mean()))
+
+
+def test_weights_are_handed_over_and_proven(dataset: data.Dataset, tmp_path: Path) -> None:
+    cell = pretrain_cell("simclr", image_size=SIZE)
+    method = pretrain.build_method(cell, SHELVES.methods["simclr"], 8)
+    pretrain.export(method, cell, tmp_path)
+    weights = tmp_path / pretrain.ENCODER
+    report = transfer.load_encoder(nets.Backbone("tiny_vgg16"), weights)
+    assert len(report.matched) == len(nets.Backbone("tiny_vgg16").encoder.state_dict())
+    tensors, meta = store.load_tensors(weights)
+    store.save_tensors(weights, tensors, meta | {"probe": [value * 1.1 for value in meta["probe"]]})
+    with pytest.raises(CellError, match="where its pretraining computed"):
+        transfer.load_encoder(nets.Backbone("tiny_vgg16"), weights)
+    tensors.pop(next(name for name in tensors if name.startswith("encoder.")))
+    store.save_tensors(weights, tensors, meta)
+    with pytest.raises(CellError, match="not handed over whole"):
+        transfer.load_encoder(nets.Backbone("tiny_vgg16"), weights)
+
+
+def test_nothing_to_score_is_a_failure(dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "dsc", lambda prediction, target: torch.full((len(prediction),), math.nan))
+    with pytest.raises(CellError, match="nothing to score"):
+        _judge(_cell("finetune", phase_steps=1, checks=1), tmp_path)
+
+
+def test_a_loss_that_turns_nan_names_its_step(
+    dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_dice_loss", lambda logits, target: logits.sum() * math.nan)
+    with pytest.raises(CellError, match="nan at step 1 of phase 'decoder'"):
+        _judge(_cell("finetune"), tmp_path)
