@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench import registry, show
-from bench.spec import BenchError
+from bench.spec import BenchError, MethodSpec
 
 if TYPE_CHECKING:
     from bench.grid import Grid, PlanRow, Request
@@ -76,6 +76,9 @@ REQUEST: dict[str, Any] = {
     "results": _option(Folder, "--results", "Records.", PLACE, "./results", "DIR"),
     "jobs": _option(Whole, "--jobs", "Cells at a time.", PLACE, "one per core, or per GPU", "N"),
     "device": _option(Text, "--device", "cpu, cuda, cuda:1.", PLACE, "the GPU where there is one", "NAME"),
+    "checkpoint_seconds": _option(
+        float | None, "--checkpoint-seconds", "Least seconds between two checkpoints of a cell.", PLACE, "30", "S"
+    ),
     "skip_missing": _option(bool | None, "--skip-missing", "Leave out tasks whose data is absent.", PLACE),
     "profile": _option(
         Folder, "--profile", "TOML file of these options; the command line wins.", PLACE, metavar="FILE"
@@ -378,11 +381,24 @@ def list_(
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A method, task or corpus.", metavar="NAME")], json: Json = False
+    name: Annotated[str, typer.Argument(help="A method, task or corpus.", metavar="NAME")],
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Draw a task's or corpus's images and masks into this PNG.", metavar="FILE"),
+    ] = None,
+    data: Data = None,
+    json: Json = False,
 ) -> int:
-    """Show one method, task or corpus in full."""
+    """Show one method, task or corpus in full, or its images as a picture."""
     kind, spec = show.find_plugin(name, registry.scan())
-    if json:
+    if sheet is not None:
+        from bench import sheet as sheets
+
+        if isinstance(spec, MethodSpec):
+            raise BenchError(f"{name} is a method and has no images; --sheet draws a task or a corpus")
+        sheets.write(spec, data or _data_from_environment(), sheet)
+        show.say(f"{sheet} written")
+    elif json:
         show.say_json({"plugin": kind, **show.declaration(spec)})
     else:
         show.plugin(kind, spec)

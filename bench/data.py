@@ -131,7 +131,8 @@ def _absent(spec: TaskSpec | CorpusSpec, what: str, where: Path) -> MissingData:
     """One sentence: what is missing, where it comes from, under which licence, what the folder should look like."""
     other = f"; or give another corpus with --corpus {FOLDER}PATH" if isinstance(spec, CorpusSpec) else ""
     return MissingData(
-        f"{spec.name}: {what}; get it from {spec.source} ({spec.licence}) and unpack it as {where}: {spec.layout}{other}"
+        f"{spec.name}: {what}; get it from {spec.source} ({spec.licence}) and unpack it as {where}: "
+        f"{spec.layout}{other}"
     )
 
 
@@ -278,7 +279,7 @@ def fov_box(image: Pixels) -> tuple[int, int, int, int] | None:
 
 
 def fit(pixels: Pixels, box: tuple[int, int, int, int] | None, size: int) -> Pixels:
-    """The box of an image (H, W[, C]), or all of it, resized to size x size: bilinear, aspect not kept (as released)."""
+    """The box of an image (H, W[, C]), or all of it, as size x size: bilinear, aspect not kept (as released)."""
     import cv2
 
     if box is not None:
@@ -304,7 +305,8 @@ def prepare_sample(sample: Sample, spec: TaskSpec, size: int) -> tuple[Pixels, P
         mask = read_mask(path)
         if mask.shape != image.shape[:2]:
             raise BenchError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]} but its image {image.shape[1]}x{image.shape[0]}: check the pair"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]} but its image {image.shape[1]}x{image.shape[0]}: "
+                "check the pair"
             )
         target |= fit(mask, box, size) > spec.label_threshold * 255
     return fit(image, box, size), target.astype(np.uint8)
@@ -386,9 +388,7 @@ def _whole(folder: Path) -> dict[str, Pixels] | None:
     return arrays
 
 
-def _make(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[int], Mapping[str, Pixels]]
-) -> None:
+def _make(folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[int], Mapping[str, Pixels]]) -> None:
     """Writes a cache aside and gives it its name when it is whole; for the holder of the claim."""
     temporary = folder.with_name(f"{folder.name}.making")
     try:
@@ -446,8 +446,8 @@ class Dataset:
 def split_train(patients: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
     """Training and validation indices of a task's train list, for a label fraction.
 
-    The first `fraction` of the list is used (nested subsets), and the first 20 % of that is the validation part (Chen et
-    al.: the first entries of the stored list), cut back to whole patients where patients are known.
+    The first `fraction` of the list is used (nested subsets), and the first 20 % of that is the validation part (Chen
+    et al.: the first entries of the stored list), cut back to whole patients where patients are known.
     """
     used = max(2, round(fraction * len(patients)))
     if used > len(patients):
@@ -469,7 +469,7 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site) -> Dataset:
     if cell.phantom:
         count, patients = spec.train + spec.test, [""] * spec.train
         names = tuple(f"{spec.name}_phantom_{index:03d}" for index in range(count))
-        make = _phantom_maker(spec, size)
+        make = phantom_maker(spec, size)
     else:
         parts = samples(spec, site.data or Path())
         listed = [*parts["train"], *parts["test"]]
@@ -487,7 +487,7 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site) -> Dataset:
     return Dataset(arrays["images"], arrays["masks"], names, tuple(train), tuple(validation), test)
 
 
-def _phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], dict[str, Pixels]]:
+def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], dict[str, Pixels]]:
     about = spec.phantom
     dataset = about.get("dataset", spec.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,7 @@ class Request:
     results: Path = Path("results")
     jobs: int | None = None  # None: one per core, or per GPU
     device: str | None = None  # None: the GPU where there is one
+    checkpoint_seconds: float = 30.0  # 0: a checkpoint after every step
     skip_missing: bool = False
 
     @property
@@ -73,13 +75,14 @@ class Request:
             results=self.results.absolute(),
             data=self.data.absolute() if self.data else None,
             device=self.device or "auto",
+            checkpoint_seconds=self.checkpoint_seconds,
             plugins=tuple(registry.plugins),
         )
 
 
 OPTIONS = {"label_fractions" if name == "label_fraction" else name: name for name in (
     "methods", "tasks", "seeds", "budget", "steps", "image_size", "batch_size", "backbone", "protocol", "corpus",
-    "label_fraction", "set", "data", "runs", "results", "jobs", "device", "skip_missing",
+    "label_fraction", "set", "data", "runs", "results", "jobs", "device", "checkpoint_seconds", "skip_missing",
 )}  # fmt: skip
 _WHOLE = ("seeds", "steps", "image_size", "batch_size", "jobs")
 _PATHS = ("data", "runs", "results")
@@ -128,6 +131,8 @@ def _profile_value(path: Path, option: str, value: Any) -> Any:
     texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
     if option in _WHOLE:
         wanted, good = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    elif option == "checkpoint_seconds":
+        wanted, good = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
     elif option == "skip_missing":
         wanted, good = "true or false", isinstance(value, bool)
     elif option == "label_fraction":
@@ -353,6 +358,8 @@ def _check_request(request: Request) -> tuple[Budget, str]:
         raise BenchError(f"--seeds must be at least 1, not {request.seeds}")
     if request.jobs is not None and request.jobs < 1:
         raise BenchError(f"--jobs must be at least 1, not {request.jobs}")
+    if not 0 <= request.checkpoint_seconds < math.inf:
+        raise BenchError(f"--checkpoint-seconds must be at least 0, not {request.checkpoint_seconds:g}")
     if request.data is not None and not request.data.is_dir():
         raise BenchError(
             f"the data root {request.data} is no folder; give one with --data or BENCH_DATA, or no data root"

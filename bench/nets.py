@@ -1,13 +1,14 @@
 """Backbones, decoders and the pooling that turns pixel embeddings into patch and region vectors.
 
 A backbone is an encoder whose feature pyramid runs from the finest to the coarsest level; pretraining and transfer use
-the same object. The decoders are the U-Nets of Chen et al., "Local Discriminative Representation Learning" (its backbone
-figure gives no widths): level i concatenates the upsampled map with skip i, then two 3x3 convolutions bring it to the
-width of skip i and of skip i-1, which reproduces the paper's parameter counts (Table 3) for all six encoders.
+the same object. The decoders are the U-Nets of Chen et al., "Local Discriminative Representation Learning" (its
+backbone figure gives no widths): level i concatenates the upsampled map with skip i, then two 3x3 convolutions bring it
+to the width of skip i and of skip i-1, which reproduces the paper's parameter counts (Table 3) for all six encoders.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

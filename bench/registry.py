@@ -205,7 +205,9 @@ class Registry:
             raise BenchError(f"there is no file {text}; give the path of a .py file with a registry decorator")
         names = self.add_file(path)
         if not names:
-            raise BenchError(f"{text} registers nothing; decorate its class with @method(...) or its loader with @task(...)")
+            raise BenchError(
+                f"{text} registers nothing; decorate its class with @method(...) or its loader with @task(...)"
+            )
         if str(path) not in self.plugins:
             self.plugins.append(str(path))
         return names
@@ -219,7 +221,7 @@ class Registry:
         return groups
 
     def select(self, kind: str, expression: str) -> list[str]:
-        """Names chosen by `a,group,gl*b,all,!b,./file.py`, in the order asked, each once; BenchError if one is unknown."""
+        """Names chosen by `a,group,gl*b,all,!b,./file.py`, in the order asked, once each; BenchError if unknown."""
         shelf, chosen = self._shelf(kind), list[str]()
         tokens = [token.strip() for token in expression.split(",") if token.strip()]
         if not tokens:
@@ -332,7 +334,11 @@ def hparams_of(spec: MethodSpec, values: Mapping[str, Any]) -> Any:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == spec.origin.symbol:
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and isinstance(call.args[0], ast.Constant) and call.args[0].value == spec.name:
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.args[0], ast.Constant)
+                    and call.args[0].value == spec.name
+                ):
                     assert isinstance(call.args[1], ast.Name)
                     return getattr(module, call.args[1].id)(**(spec.defaults | dict(values)))
     raise BenchError(f"{spec.origin.file} no longer registers {spec.name!r}; start the command again")

@@ -114,7 +114,7 @@ class View:
 
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns each image of (B, C, H, W) by its own number of quarter turns, counter-clockwise; H = W unless all are even."""
+    """Turns each image of (B, C, H, W) by its own quarter turns (counter-clockwise); H = W unless all are even."""
     out = images
     for k in (1, 2, 3):
         chosen = (turns == k).nonzero().flatten()

@@ -3,11 +3,14 @@
 Source: Chen, Wang, Li, Bai, Peng, Meng, Wang, Unsupervised Local Discrimination for Medical Images, version 2, sections
 4.2 to 4.4 and 6.1.2; `rd_v1` has the region loss of version 1, a joint probability.
 Departs from the paper, as its released code does: rows of both views are queries and all others of both views negatives
-(Eq. 5 has one direction), losses are means (Eqs. 8, 13, 20 sum), keys are detached, mixing draws from (0.2, 0.8), entropy
-in bits (Eq. 32: natural), crops shared by the two views (the text suggests independent ones), K = 32 embedding channels
-and temperatures 0.1 and 0.2 (not stated). `rd_v1` adds the version 1 term that its text has and that code has not.
-Departs from both: images come in shuffled epochs, not with replacement; the geometry is one bilinear sampling, not several
-nearest ones; the jitter's order is fixed; weights of the last patch step are carried on by name, not by position.
+(Eq. 5 has one direction), losses are means (Eqs. 8, 13, 20 sum), keys are detached, mixing draws from (0.2, 0.8),
+entropy in bits (Eq. 32: natural), crops shared by the two views (the text suggests independent ones), K = 32 embedding
+channels and temperatures 0.1 and 0.2 (not stated). `rd_v1` adds the version 1 term that its text has and that code has
+not.
+Departs from both: images come in shuffled epochs, not with replacement; the geometry is one bilinear sampling, not
+several nearest ones; the jitter's order is fixed; weights of the last patch step are carried on by name, not by
+position; in a run shorter than 10,000 steps the patch stage gets more than its fifth (`warmup_steps`), because region
+discrimination on embeddings that were not warmed up collapses, as section 4.3 says.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, HalfTurn, Jitter, Op, QuarterTurn, Rotate, Views
 
-PATCH_STAGE = 0.2  # 20 of 100 epochs
+PATCH_SHARE = 0.2  # 20 of 100 epochs
+REGION_SHARE = 0.2  # what a short run leaves at least for the region stage
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class HParams:
     region_weight: float = 10.0  # of the region loss
     entropy_weight: float = 0.1  # of the assignment entropy
     lr: float = 1e-3  # Adam, halved every 10 epochs of a stage
+    warmup_steps: int = 2000  # fewest steps of the patch stage, as far as that leaves a fifth of the run for regions
 
 
 @method(
@@ -99,7 +104,7 @@ class LocalDiscrimination(nn.Module):
 
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
-        self.hparams = hparams
+        self.hparams, self.steps = hparams, corpus_info.steps
         self.backbone = backbone
         self.decoder = PixelDecoder(backbone, hparams.embedding, hparams.clusters)
 
@@ -109,8 +114,10 @@ class LocalDiscrimination(nn.Module):
         return Views(shared=shared, each=(each, (*each, HalfTurn(), QuarterTurn())))
 
     def recipe(self) -> Recipe:
-        patch = Stage(PATCH_STAGE, schedule="halve", period=10 / 20)
-        region = Stage(1 - PATCH_STAGE, schedule="halve", period=10 / 80)
+        warmup = min(self.hparams.warmup_steps / self.steps, 1 - REGION_SHARE)
+        share = max(PATCH_SHARE, warmup)
+        patch = Stage(share, schedule="halve", period=10 / 20)
+        region = Stage(1 - share, schedule="halve", period=10 / 80)
         return Recipe("adam", self.hparams.lr, stages=(patch, region) if self.hparams.clusters else (patch,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -151,7 +158,7 @@ class LocalDiscrimination(nn.Module):
         return torch.lerp(other, one, weight[:, None, None, None]), weight
 
     def _mixup_loss(self, first: Tensor, mixed: Tensor, weight: Tensor) -> Tensor:
-        """A mixed patch must find the mixture of its patches' embeddings (Eqs. 16 to 20); the target takes no gradient."""
+        """A mixed patch must find the mixture of its patches' embeddings (Eqs. 16 to 20), which takes no gradient."""
         one, other = first.detach().chunk(2)  # (B/2, G, K)
         target = F.normalize(torch.lerp(other, one, weight[:, None, None]), dim=2)
         return self._discriminate(mixed, target)

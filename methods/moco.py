@@ -1,10 +1,11 @@
 """MoCo: a query must find its key among a queue of past keys made by a slowly moving encoder.
 
-Source: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv:1911.05722, Algorithm 1;
-version 2: Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020, arXiv:2003.04297.
-Departs: no shuffled batch normalisation (on one device it is only a permutation); the learning rate is the paper's for 256
-images whatever the batch; the queue is never longer than the corpus, where it would hold an image's own earlier keys many
-times over, and a batch that passes its end is wrapped, so its length need not be a multiple of the batch.
+Source: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv:1911.05722, Algorithm
+1; version 2: Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020, arXiv:2003.04297.
+Departs: no shuffled batch normalisation (on one device it is only a permutation); the learning rate is scaled linearly with
+the batch (the reference's advice for other batches than 256); the queue is never longer than the corpus, where it would hold
+an image's own earlier keys many times over, and a batch that passes its end is wrapped, so that its length need not be a
+multiple of the batch.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Views
 
+LR_BATCH = 256  # images per step that the paper's learning rate is for
+
 
 @dataclass(frozen=True)
 class HParams:
@@ -36,7 +39,7 @@ class HParams:
     hidden_layer: bool = False  # version 2: fc-ReLU-fc instead of one fc
     strong_views: bool = False  # version 2: jitter with p 0.8 and less hue, blur
     cosine: bool = False  # version 2: cosine schedule instead of two drops
-    lr: float = 0.03  # SGD
+    lr: float = 0.03  # SGD, for 256 images; scaled linearly with the batch
     weight_decay: float = 1e-4  # SGD
 
 
@@ -71,7 +74,7 @@ class MoCo(nn.Module):
 
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
-        self.hparams = hparams
+        self.hparams, self.batch_size = hparams, corpus_info.batch_size
         self.backbone = backbone
         layers = 2 if hparams.hidden_layer else 1
         self.projector = MoCoProjectionHead(backbone.width, backbone.width, hparams.projection, num_layers=layers)
@@ -92,7 +95,8 @@ class MoCo(nn.Module):
 
     def recipe(self) -> Recipe:
         stage = Stage(schedule="cosine") if self.hparams.cosine else Stage(schedule="step", drops=(0.6, 0.8))
-        return Recipe("sgd", self.hparams.lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (view.images for view in batch.views)  # (B, C, S, S)

@@ -1,8 +1,8 @@
 """Scratch: no pretraining; the encoder starts from its random initialisation.
 
 Source: Chen et al., local discrimination, Table 2, row "Scratch".
-Departs: the authors' released script for this row trains one stage of 100 epochs, their transfer script two of 100; here
-both rows run the same protocol.
+Departs: the authors' released script for this row trains one stage of 100 epochs, their transfer script two of 100;
+here both rows run the same protocol.
 """
 
 from __future__ import annotations

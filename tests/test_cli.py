@@ -74,6 +74,8 @@ BAD_REQUESTS = [
     (["--image-size", "33"], "--image-size must be a multiple of 32"),
     (["--batch-size", "1"], "simclr needs at least 2 images"),
     (["--jobs", "0"], "--jobs must be at least 1"),
+    (["--checkpoint-seconds", "-1"], "--checkpoint-seconds must be at least 0, not -1"),
+    (["--checkpoint-seconds", "nan"], "--checkpoint-seconds must be at least 0, not nan"),
     (["--data", "nowhere"], "nowhere is no folder"),
     (["--stepz", "3"], "no such option: --stepz.*see `bench plan --help`"),
     (["--seeds"], "'--seeds' requires an argument"),
@@ -190,6 +192,7 @@ def test_the_command_line_wins_over_the_profile_and_the_profile_over_the_environ
     [
         ("sedes = 3", "unknown key 'sedes'; did you mean 'seeds'"),
         ('seeds = "3"', "sets seeds to '3', but it takes a whole number"),
+        ('checkpoint-seconds = "3"', "sets checkpoint_seconds to '3', but it takes a number"),
         ("seeds = ", "is no TOML"),
     ],
 )

@@ -17,7 +17,7 @@ FLOORS = {
     2: "pretrain transfer",
     3: "cell",
     4: "grid launch table",
-    5: "cli show scaffold __main__",
+    5: "cli show sheet scaffold __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PLUGINS = 1

@@ -42,7 +42,9 @@ def _cell(protocol: str, **changes: Any) -> TransferCell:
     return transfer_cell(pretrain_cell("scratch", image_size=SIZE), TASK, protocol=protocol, **fields)
 
 
-def _judge(cell: TransferCell, folder: Path, report: Any = lambda _: None, weights: Path | None = None) -> dict[str, Any]:
+def _judge(
+    cell: TransferCell, folder: Path, report: Any = lambda _: None, weights: Path | None = None
+) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     site = Site(folder, folder, None, checkpoint_seconds=-1.0)
     return transfer.transfer(cell, SHELVES, site, folder, weights, report)

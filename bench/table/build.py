@@ -144,7 +144,11 @@ def _split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[
 def _joins(loose: Condition, host: Condition, records: list[Record]) -> bool:
     """Whether what used no corpus was judged as the host's records were: budgets may differ in pretraining alone."""
     judged = {str(record.get("transfer_budget", record["budget"])) for record in records}
-    return host.corpus is not None and replace(host, corpus=None, budget=loose.budget) == loose and judged == {loose.budget}
+    return (
+        host.corpus is not None
+        and replace(host, corpus=None, budget=loose.budget) == loose
+        and judged == {loose.budget}
+    )
 
 
 def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
