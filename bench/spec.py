@@ -104,7 +104,7 @@ BUDGETS: dict[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget("smoke", 4, image_size=64, batch_size=None, batch_cap=4, phase_steps=4, phase_epochs=1, checks=1),
-        Budget("quick", 500, image_size=96, batch_size=None, batch_cap=8, phase_steps=60, phase_epochs=10, checks=4),
+        Budget("quick", 300, image_size=96, batch_size=None, batch_cap=8, phase_steps=60, phase_epochs=10, checks=4),
         Budget("paper", None, 512, batch_size=None, batch_cap=None, phase_steps=None, phase_epochs=100, checks=100),
     )
 }
