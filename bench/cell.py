@@ -355,7 +355,8 @@ def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, r
         "scores_sha256": scores,
     }
     store.write({**record, **_plain(facts), **measured})
-    _note_timing(store, cell, facts["seconds"])
+    if facts.get("steps_run") == facts.get("steps"):  # one that was taken up again says nothing of the whole
+        _note_timing(store, cell, facts["seconds"])
 
 
 class _ParentLost(Exception):
@@ -442,7 +443,10 @@ def run_cell(
     with collected_warnings() as warnings:
         if store.finished(wanted):
             return CellOutcome(DONE, warnings=tuple(warnings))
-        claim = store.begin(wanted)
+        try:
+            claim = store.begin(wanted)
+        except BenchError as error:  # a full disk, a folder of somebody else
+            return CellOutcome(FAILED, str(error), warnings=tuple(warnings))
         if claim is None:
             return CellOutcome(BUSY)
         try:

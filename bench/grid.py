@@ -208,6 +208,10 @@ class _Expansion:
 
     def corpus(self, name: str) -> data.CorpusRef | None:
         if name not in self._corpora:
+            if name not in self.registry.corpora and Path(name).expanduser().is_dir():
+                raise BenchError(
+                    f"there is no corpus {name!r}; for the images of a folder write --corpus folder:{name}"
+                )
             try:
                 self._corpora[name] = data.corpus_ref(name, self.registry, self.request.data, self.cache)
             except data.MissingData as error:
@@ -319,7 +323,11 @@ def _check_backbone(name: str) -> None:
     if name not in BACKBONES:
         from bench.nets import Backbone
 
-        Backbone(name)
+        try:
+            Backbone(name)
+        except BenchError as error:
+            near = suggest(name, BACKBONES)
+            raise BenchError(f"unknown backbone {name!r}{near}") if near else error from None
 
 
 def _rows(request: Request, registry: Registry) -> list[str]:

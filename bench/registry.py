@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from bench.metrics import METRICS
 from bench.spec import BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ Spec = MethodSpec | TaskSpec | CorpusSpec
 
 SPECS: dict[str, type[Any]] = {"method": MethodSpec, "task": TaskSpec, "corpus": CorpusSpec}
 _SCALARS = ("bool", "int", "float", "str")
+_PLURALS = {"method": "methods", "task": "tasks", "corpus": "corpora"}
+_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 _HOME = Path(__file__).resolve().parent.parent
 
 _objects: dict[tuple[str, str], tuple[str, Any]] = {}  # (kind, name) -> file, decorated object
@@ -121,7 +124,25 @@ def _declaration(kind: str, call: ast.Call, tree: ast.Module, lines: list[str], 
         spec: Spec = SPECS[kind](name=name, origin=origin, **values)
     except TypeError as error:
         raise BenchError(f"{kind} {name!r} is not fully declared: {str(error).partition('() ')[2]}") from None
+    _check(kind, spec)
     return spec
+
+
+def _check(kind: str, spec: Spec) -> None:
+    """BenchError where a declared value has not its field's type, or names a metric that does not exist."""
+    for item in dataclasses.fields(spec):
+        value = getattr(spec, item.name)
+        wanted = str(item.type)
+        if wanted == "tuple[str, ...]":
+            good = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+            wanted = 'a tuple of texts, as in ("a",)'
+        else:
+            good = isinstance(value, _TYPES.get(wanted, (object,))) and (isinstance(value, bool) <= (wanted == "bool"))
+        if not good:
+            raise BenchError(f"{kind} {spec.name!r} declares {item.name}={value!r}, but it takes {wanted}")
+    if isinstance(spec, TaskSpec) and spec.metric not in METRICS:
+        known = ", ".join(METRICS)
+        raise BenchError(f"{kind} {spec.name!r} declares an unknown metric {spec.metric!r}; choose from {known}")
 
 
 def read_file(path: Path) -> list[tuple[str, Spec]]:
@@ -225,7 +246,7 @@ class Registry:
         shelf, chosen = self._shelf(kind), list[str]()
         tokens = [token.strip() for token in expression.split(",") if token.strip()]
         if not tokens:
-            raise BenchError(f"no {kind} was named; `bench list {kind}s` shows them")
+            raise BenchError(f"no {kind} was named; `bench list {_PLURALS[kind]}` shows them")
         if tokens[0].startswith("!"):
             chosen = list(shelf)
         for token in tokens:
@@ -236,7 +257,9 @@ class Registry:
             else:
                 chosen += [item for item in names if item not in chosen]
         if not chosen:
-            raise BenchError(f"--{kind}s {expression} leaves nothing; `bench list {kind}s` shows what there is")
+            raise BenchError(
+                f"--{kind}s {expression} leaves nothing; `bench list {_PLURALS[kind]}` shows what there is"
+            )
         return chosen
 
     def _resolve(self, kind: str, name: str) -> list[str]:
@@ -257,7 +280,7 @@ class Registry:
         if hurt:
             raise BenchError(f"{kind} {name!r} cannot be used: {hurt[0]}")
         near = suggest(name, [*shelf, *groups, "all"])
-        raise BenchError(f"unknown {kind} {name!r}{near or f'; `bench list {kind}s` shows what there is'}")
+        raise BenchError(f"unknown {kind} {name!r}{near or f'; `bench list {_PLURALS[kind]}` shows what there is'}")
 
     def get(self, kind: str, name: str) -> Any:
         """The declaration of `name`; BenchError with its nearest neighbours where there is none."""

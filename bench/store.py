@@ -524,7 +524,7 @@ class Store:
     def state(self, cell: PretrainCell) -> dict[str, Any] | None:
         """What a pretraining left when it last ended (`status`, `reason`, ...), or None."""
         path = self.folder(cell) / "state.json"
-        state = read_json(path)
+        state = _read_state(path)
         if state is None and path.exists():
             _report_damage(path, None, "state", "the pretraining is taken up again from its last checkpoint")
         return state
@@ -575,7 +575,7 @@ class Store:
             if choices is None or "key" not in choices:
                 continue
             folder, key = path.parent, choices["key"]
-            ended = self.read(key) if kind == "transfer" else read_json(folder / "state.json")
+            ended = self.read(key) if kind == "transfer" else _read_state(folder / "state.json")
             owner = live_owner(folder)
             if owner is not None:
                 state, reason = "running", f"on {owner['host']}, process {owner['pid']}"
@@ -591,6 +591,15 @@ class Store:
         name = f"{record['task']}-{record['method']}-{key[:12]}"
         folder = self.runs / "transfer" / name
         return CellState("transfer", name, key, record["status"], record["reason"] or "", folder, record, None)
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """What a pretraining left, or None where it is missing or does not say how the pretraining ended."""
+    state = read_json(path)
+    if state is None or not {"key", "status", "reason", "finished"} <= state.keys():
+        return None
+    needed = {"encoder_bytes", "encoder_sha256", "sources", "seconds_per_step"} if state["status"] == DONE else set()
+    return state if needed <= state.keys() else None
 
 
 def settled(record: Mapping[str, Any]) -> bool:

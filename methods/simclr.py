@@ -2,12 +2,12 @@
 
 Source: Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020, arXiv:2002.05709,
 Algorithm 1.
-Departs: the learning rate follows the paper's square-root rule for small batches (appendix B.1), 0.075 * sqrt(batch).
+Departs: LARS is the paper's optimiser for large batches (section 2.2); below 256 images per step, where its rate would
+all but vanish, Adam with a rate of its own is used, with the same warm-up and cosine.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lightly.models.modules.heads import SimCLRProjectionHead
@@ -19,6 +19,8 @@ from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
 
+LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
+
 
 @dataclass(frozen=True)
 class HParams:
@@ -26,8 +28,9 @@ class HParams:
 
     temperature: float = 0.5  # divides the logits
     projection: int = 128  # dimensions compared
-    lr_scale: float = 0.075  # LARS; times the square root of the batch
-    weight_decay: float = 1e-6  # LARS
+    lr: float = 0.3  # LARS, for 256 images; scaled linearly with the batch
+    small_batch_lr: float = 3e-4  # Adam, below 256 images per step
+    weight_decay: float = 1e-6
     warmup: float = 0.1  # share of the steps with a rising rate
 
 
@@ -57,7 +60,9 @@ class SimCLR(nn.Module):
 
     def recipe(self) -> Recipe:
         stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        lr = self.hparams.lr_scale * math.sqrt(self.batch_size)
+        if self.batch_size < LARGE_BATCH:
+            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
+        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
         return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:

@@ -330,6 +330,31 @@ def test_a_damaged_state_is_named_and_the_pretraining_taken_up_again(bench: Benc
     assert outcome.ran and outcome.status == "done" and "state.json.damaged-1" in outcome.warnings[0]
 
 
+def test_a_state_that_lacks_what_others_rely_on_counts_as_damaged(bench: Bench) -> None:
+    bench.run(PRETRAIN)
+    path = bench.store.folder(PRETRAIN) / "state.json"
+    path.write_text(path.read_text().replace("encoder_sha256", "encoder_sha255"))
+    assert [cell.state for cell in bench.store.overview()] == ["interrupted"]
+    outcome = bench.run(PRETRAIN)
+    assert outcome.ran and outcome.status == "done" and "state.json.damaged-1" in outcome.warnings[0]
+
+
+def test_a_cell_that_cannot_be_claimed_fails_with_the_cause(bench: Bench) -> None:
+    bench.site.runs.mkdir()
+    (bench.site.runs / "pretrain").write_text("in the way")
+    outcome = bench.run(PRETRAIN)
+    assert outcome.status == "failed" and "a file stands where a folder is needed" in outcome.reason
+    assert bench.calls == []
+
+
+def test_only_a_transfer_run_in_one_go_tells_how_long_one_takes(bench: Bench) -> None:
+    bench.run(PRETRAIN)
+    known = len(bench.store.timings())
+    bench.transfer = lambda folder, report: {**good_transfer(folder, report), "steps": 8, "steps_run": 3}
+    assert bench.run(TRANSFER).status == "done"
+    assert len(bench.store.timings()) == known
+
+
 def test_a_cell_somebody_holds_is_left_to_him(bench: Bench) -> None:
     held = bench.store.begin(PRETRAIN)
     assert held is not None

@@ -192,7 +192,9 @@ def test_an_untrained_row_has_no_corpus(shelves: Registry, request_: Request) ->
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"steps": 0}, "--steps must be at least 1"),
-        ({"backbone": "tiny_vg16"}, "unknown backbone 'tiny_vg16'"),
+        ({"backbone": "tiny_vg16"}, "unknown backbone 'tiny_vg16'; did you mean 'tiny_vgg16'"),
+        ({"corpus": "/"}, "for the images of a folder write --corpus folder:/"),
+        ({"corpus": "???"}, "`bench list corpora`"),
         ({"image_size": 100}, "--image-size must be a multiple of 32, not 100"),
         ({"data": Path("/no/such/folder")}, "the data root /no/such/folder is no folder"),
     ],
@@ -295,7 +297,8 @@ def test_fractions_are_read_from_text() -> None:
 
 def finish_pretraining(store: Store, cell: PretrainCell, grid: Grid) -> None:
     write_bytes(store.encoder(cell), b"weights")
-    state = {"status": "done", "reason": "", "encoder_bytes": 7, "sources": grid.sources(cell)}
+    encoder = {"encoder_bytes": 7, "encoder_sha256": "", "seconds_per_step": 1.0, "sources": grid.sources(cell)}
+    state = {"key": cell.key, "status": "done", "reason": "", "finished": "", **encoder}
     write_json(store.folder(cell) / "state.json", state)
 
 

@@ -23,6 +23,11 @@ class HParams:
     clusters: int = 16  # regions per image
     rate: float = 1
 """
+TASK = """
+@task("x", version=1, kind="segmentation", title="T", groups=("g",), section="S", corpus="c", channels=3, metric="dsc",
+      licence="l", citation="c", source="s", revision="1", folders=("x",), layout="l", train=2, test=1)
+def load(root, split): ...
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +94,11 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
         ("\nN = 'x'\n@method(N, HParams, version=1)\nclass X: ...\n", "must be literal"),
         ("\n@method('x', HParams, version=1 + len('a'))\nclass X: ...\n", "must be literal"),
         ("\nclass X(:\n", "cannot be read as Python"),
+        (declare("x", ", paper_steps='9'"), "declares paper_steps='9', but it takes int"),
+        (declare("x", ", paper_steps=True"), "declares paper_steps=True, but it takes int"),
+        (declare("x", ", trains=1"), "declares trains=1, but it takes bool"),
+        (declare("x").replace('("g",)', '"g"'), "declares groups='g', but it takes a tuple of texts"),
+        (TASK.replace("dsc", "dice"), "declares an unknown metric 'dice'; choose from dsc"),
     ],
 )
 def test_a_wrong_declaration_is_named_with_its_place(tmp_path: Path, body: str, message: str) -> None:
