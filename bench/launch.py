@@ -42,6 +42,7 @@ from bench.store import LOG, Store, collected_warnings, live_owner
 
 TICK_SECONDS = 0.2
 POLL_SECONDS = 1.0  # how often a cell that another driver holds is looked at
+RETRIES = 3  # of a transfer whose encoder is there and yet is not the one that was made
 GRACE_SECONDS = 10.0  # for children to reach the next step when the run is interrupted
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # imported once by the fork server, so that a cell starts in milliseconds
@@ -277,7 +278,7 @@ class _Queue:
         self.elsewhere: dict[str, Cell] = {}  # by key: held by another driver
         self.polled = -math.inf
         self.children: dict[str, list[TransferCell]] = {}  # by key of a pretraining that is not there yet
-        self.losses: Counter[str] = Counter()  # how often a pretraining's encoder was found damaged
+        self.losses: Counter[str] = Counter()  # how often a cell's encoder was found damaged
         self.open = 0
         pending = [cell for cell in grid.transfers if not self._known(cell)]
         missing = {cell.pretrain.key for cell in pending if cell.pretrain.trained and not store.finished(cell.pretrain)}
@@ -362,7 +363,12 @@ class _Queue:
         """Makes the encoder again that a transfer found gone or damaged; twice in one run is a failure."""
         parent = cell.pretrain
         if self.store.finished(parent):  # made again meanwhile
-            self.ready.append(cell)
+            self.losses[cell.key] += 1
+            if self.losses[cell.key] < RETRIES:
+                self.ready.append(cell)
+                return
+            reason = f"its encoder {self.store.encoder(parent)} is damaged and cannot be moved away; remove it by hand"
+            self.settle(cell, self._fail(cell, FAILED, reason))
             return
         waiting = self.children.setdefault(parent.key, [])
         waiting.append(cell)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import data, phantoms
 from bench.spec import BenchError, CorpusSpec, TaskSpec, derive
+from bench.store import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +76,4 @@ def write(spec: TaskSpec | CorpusSpec, data_root: Path | None, path: Path) -> No
     kind = "phantom, not data" if data_root is None else "data"
     caption = f"{spec.name}: {len(tiles)} images ({kind})"
     cv2.putText(sheet, caption, (10, 23), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (235, 235, 235), 1, cv2.LINE_AA)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise BenchError(f"{path} cannot be written: check the folder")
+    write_bytes(path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -438,7 +438,7 @@ def states(found: Sequence[CellState]) -> None:
         (
             state.kind,
             state.name,
-            state.choices["seed"],
+            state.choices.get("seed"),
             state.state,
             progress_text(state.progress) if state.progress else "",
             state.reason,
@@ -497,16 +497,16 @@ def only(
     for kind, expression in (("method", methods), ("task", tasks)):
         if expression is not None:
             names = registry.select(kind, expression)
-            kept = [record for record in kept if record[kind] in names]
+            kept = [record for record in kept if record.get(kind) in names]
     for name, value in values.items():
-        known = sorted({str(record[name]) for record in records if record[name] is not None})
+        known = sorted({str(record[name]) for record in records if record.get(name) is not None})
         if value is not None and value not in known:
             near = suggest(value, known) or (
                 f"; records have {', '.join(known)}" if known else "; there are no records"
             )
             raise BenchError(f"no record has the {name} {value!r}{near}")
         if value is not None:
-            kept = [record for record in kept if record[name] in (value, None)]
+            kept = [record for record in kept if record.get(name) in (value, None)]
     return kept
 
 

@@ -483,9 +483,9 @@ class Store:
         """Writes a record, once: a cell that has its result keeps it (False). One of another schema is set aside."""
         path = self.record_path(record["cell_key"])
         known = self.read(record["cell_key"])
-        if known is not None and known["schema"] != SCHEMA:
-            target = set_aside(path, self.results / "quarantine")
-            LOG.warning("record %s has schema %s, not %s; it is kept as %s", path, known["schema"], SCHEMA, target)
+        if known is not None and known.get("schema") != SCHEMA:
+            target, schema = set_aside(path, self.results / "quarantine"), known.get("schema")
+            LOG.warning("record %s has schema %s, not %s; it is kept as %s", path, schema, SCHEMA, target)
         elif known is not None and known["status"] == DONE:
             return False
         write_json(path, {**record, "seal": _seal(record)})
@@ -588,9 +588,12 @@ class Store:
 
     def _recorded(self, record: Mapping[str, Any]) -> CellState:
         key = record["cell_key"]
-        name = f"{record['task']}-{record['method']}-{key[:12]}"
+        name = f"{record.get('task', '?')}-{record.get('method', '?')}-{key[:12]}"
         folder = self.runs / "transfer" / name
-        return CellState("transfer", name, key, record["status"], record["reason"] or "", folder, record, None)
+        state, reason = record.get("status", "?"), record.get("reason") or ""
+        if record.get("schema") != SCHEMA:
+            reason = f"schema {record.get('schema')}, this version reads {SCHEMA}"
+        return CellState("transfer", name, key, state, reason, folder, record, None)
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:
@@ -604,7 +607,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 def settled(record: Mapping[str, Any]) -> bool:
     """Whether a record holds a result, in this schema."""
-    return bool(record["status"] == DONE and record["schema"] == SCHEMA)
+    return record.get("schema") == SCHEMA and record["status"] == DONE
 
 
 def _seal(record: Mapping[str, Any]) -> str:

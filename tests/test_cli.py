@@ -20,7 +20,8 @@ import pytest
 from bench import cli, launch, registry, show
 from bench.cell import CellOutcome
 from bench.grid import OPTIONS, Request
-from bench.spec import FAILED
+from bench.spec import FAILED, SCHEMA
+from bench.store import Store
 
 HOME = Path(__file__).resolve().parent.parent
 SMOKE = ["--budget", "smoke", "--steps", "1", "--image-size", "32", "--device", "cpu"]
@@ -50,6 +51,14 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What a command that succeeds prints."""
     assert cli.main(words) == 0
     return capsys.readouterr().out
+
+
+def test_a_record_of_a_later_version_is_named_and_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Store(Path("runs"), Path("results")).write({"schema": SCHEMA + 1, "cell_key": "ab" * 32})
+    assert f"1 record with schema {SCHEMA + 1} left out" in said(capsys, "table")
+    assert "No records to show" in said(capsys, "table", "--methods", "rd", "--tasks", "chase")
+    assert "no record has the budget 'quick'" in refused(capsys, "table", "--budget", "quick")
+    assert f"schema {SCHEMA + 1}, this version reads {SCHEMA}" in said(capsys, "status")
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -105,6 +114,7 @@ OTHER_REFUSALS = [
     (["table", "ld_table2", "--against", "theirs"], "--against knows published, not 'theirs'"),
     (["table", "--budget", "quick"], "no record has the budget 'quick'; there are no records"),
     (["logs", "chase/rd"], "no cell is called 'chase/rd'"),
+    (["show", "chase", "--sheet", "/dev/null/a.png"], "/dev/null/a.png cannot be written: a file stands where"),
     (["new", "corpus", "mine"], "makes a method or a task, not 'corpus'"),
     (["new", "method", "3d"], "'3d' cannot name a method"),
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench import launch
-from bench.cell import CellOutcome, child_main
+from bench.cell import PARENT_LOST, CellOutcome, child_main
 from bench.grid import Grid, Request, expand, plan
 from bench.launch import LocalExecutor, Outcome, run
 from bench.registry import Registry
@@ -34,8 +34,8 @@ class HParams:
     rate: float = 0.1
 
 @method("zero", HParams, version=1, title="Zero", paper="-", groups=("baseline",), trains=False)
-@method("one", HParams, version=1, title="One", paper="-", groups=())
-@method("two", HParams, version=1, title="Two", paper="-", groups=())
+@method("one", HParams, version=1, title="One", paper="-", groups=(), paper_batch=4)
+@method("two", HParams, version=1, title="Two", paper="-", groups=(), paper_batch=4)
 class Fake: ...
 
 @corpus("pool", version=1, title="Pool", channels=3, licence="-", citation="-", source="-", folders=("pool",),
@@ -322,6 +322,21 @@ def test_an_encoder_that_is_damaged_again_and_again_is_a_failure(house: House) -
     outcome = house.run(house.grid("one,!zero"), observer=Vandal())
     assert (outcome.counts, outcome.exit_code) == ({"blocked": 2}, 1)
     assert all("damaged or deleted twice" in ended.reason for _, ended in outcome.failures)
+
+
+def test_a_damaged_encoder_that_stays_where_it_is_ends_in_a_failure(house: House) -> None:
+    grid = house.grid("one,!zero")
+    house.run(grid)
+    for path in house.store.results.glob("records/*.json"):
+        path.unlink()
+    queue = launch._Queue(grid, house.store, house.shelves, time.time(), launch.Silent())
+    while queue.open:
+        cell = queue.next()
+        assert cell is not None
+        queue.ended(launch.Ended(cell, CellOutcome(PARENT_LOST), 0))
+    assert queue.outcome.counts == {"failed": 2}
+    assert all("cannot be moved away" in ended.reason for _, ended in queue.outcome.failures)
+    assert house.statuses() == {"failed": 2}
 
 
 def test_a_damaged_record_is_named_and_made_again(house: House) -> None:
