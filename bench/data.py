@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ log = logging.getLogger("bench")
 
 PREPARATION = 1  # raised when decoding, cropping or resizing changes; part of every fingerprint
 VALIDATION_SHARE = 0.2
+WHOLE_BYTES, BLOCK_BYTES, SAMPLED_BLOCKS = 1 << 28, 1 << 16, 256  # of a prepared array, when it is verified
 WAIT_SECONDS = 0.1  # between two looks at a cache that another process is making
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm")
 FOLDER = "folder:"
@@ -82,17 +85,15 @@ class Digests:
 
     def __init__(self, cache: Path) -> None:
         self._file = cache / "digests.json"
-        try:
-            self._known: dict[str, list[Any]] = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        found = store.read_json(self._file)
+        self._known: dict[str, Any] = found if found is not None else {}
         self._new = False
 
     def of(self, path: Path) -> str:
         try:
             state = path.stat()
             known = self._known.get(str(path))
-            if known and known[:2] == [state.st_size, state.st_mtime_ns]:
+            if isinstance(known, list) and known[:2] == [state.st_size, state.st_mtime_ns]:
                 return str(known[2])
             value = file_digest(path)
         except OSError as error:
@@ -103,14 +104,14 @@ class Digests:
 
     def save(self) -> None:
         if self._new:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex}")
-            temporary.write_text(json.dumps(self._known))
-            temporary.replace(self._file)
+            store.write_json(self._file, self._known)
 
 
 def _phantom_fingerprint(declaration: Mapping[str, Any], *about: object) -> str:
-    version = phantoms.VERSIONS[declaration["modality"]]
+    modality = declaration.get("modality")
+    if modality not in phantoms.VERSIONS:
+        raise BenchError(f"there is no phantom of modality {modality!r}; there are: {', '.join(phantoms.VERSIONS)}")
+    version = phantoms.VERSIONS[modality]
     return digest(["phantom", version, json.loads(json.dumps(dict(declaration))), *about])
 
 
@@ -210,15 +211,19 @@ def dataset_ref(spec: TaskSpec, data_root: Path | None, cache: Path) -> DatasetR
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise BenchError(f"{path} cannot be read ({error}): download it again or take it out") from None
+
+
 def read_image(path: Path, channels: int) -> Pixels:
     """An 8-bit image as (H, W, channels), colours in RGB order; BenchError naming a file that cannot be read."""
     import cv2
     import numpy as np
 
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise BenchError(f"{path} cannot be read ({error}): check the file or take it out") from None
+    content = _content(path)
     flag = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag) if content else None
     if pixels is None:
@@ -243,18 +248,19 @@ def _read_with_pillow(path: Path, content: bytes, channels: int) -> Pixels:
 
 
 def read_mask(path: Path) -> Pixels:
-    """A label as (H, W), full scale 255: indices and 0/1 masks are stretched, soft maps stay as they are."""
+    """A label as (H, W), full scale 255: 0/1 masks are stretched, colours count by their brightest channel."""
     import io
 
     import numpy as np
     from PIL import Image
 
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image if image.mode in ("P", "1", "L") else image.convert("L")).astype(np.uint8)
+        with Image.open(io.BytesIO(_content(path))) as image:
+            plain = image.mode in ("P", "1", "L")
+            pixels = np.asarray(image) if plain else np.asarray(image.convert("RGB")).max(axis=2)
     except (OSError, ValueError) as error:
         raise BenchError(f"{path} is no readable mask ({error}): download it again or take it out") from None
+    pixels = pixels.astype(np.uint8)
     return pixels * 255 if pixels.max(initial=0) == 1 else pixels
 
 
@@ -315,6 +321,19 @@ def prepare_sample(sample: Sample, spec: TaskSpec, size: int) -> tuple[Pixels, P
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
+def _array_digest(path: Path) -> str:
+    """SHA-256 of an array's file; of a large one of its size and of blocks spread over it."""
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        return file_digest(path)
+    blocks = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        for index in range(SAMPLED_BLOCKS):
+            stream.seek(index * (size - BLOCK_BYTES) // (SAMPLED_BLOCKS - 1))
+            blocks.update(stream.read(BLOCK_BYTES))
+    return blocks.hexdigest()
+
+
 def _open_arrays(folder: Path) -> dict[str, Pixels] | None:
     """Prepared arrays, or None where the folder does not hold what its manifest says."""
     import numpy as np
@@ -324,7 +343,7 @@ def _open_arrays(folder: Path) -> dict[str, Pixels] | None:
         arrays = {}
         for name, about in manifest["arrays"].items():
             path = folder / f"{name}.npy"
-            if file_digest(path) != about["sha256"]:
+            if _array_digest(path) != about["sha256"]:
                 return None
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError):
@@ -347,11 +366,15 @@ def _fill(folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[i
             maps[name][index] = pixels
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for future in [pool.submit(work, index) for index in range(count)]:
-            future.result()
+        try:
+            for future in [pool.submit(work, index) for index in range(count)]:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     for item in maps.values():
         item.flush()
-    about = {name: {"shape": shape, "sha256": file_digest(folder / f"{name}.npy")} for name, shape in shapes.items()}
+    about = {name: {"shape": shape, "sha256": _array_digest(folder / f"{name}.npy")} for name, shape in shapes.items()}
     (folder / "manifest.json").write_text(json.dumps({"arrays": about}))
 
 
@@ -395,6 +418,9 @@ def _make(folder: Path, shapes: Mapping[str, tuple[int, ...]], make: Callable[[i
         shutil.rmtree(temporary, ignore_errors=True)
         _fill(temporary, shapes, make)
         temporary.rename(folder)
+    except BenchError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BenchError(
@@ -424,7 +450,8 @@ def open_corpus(cell: PretrainCell, registry: Registry, site: Site) -> Pixels:
             return {"images": phantoms.render(about["modality"], seed, size, cameras[index % len(cameras)]).image}
 
         return prepared(folder, {"images": (about["images"], size, size, channels)}, make)["images"]
-    files, crop = corpus_files(name, spec, site.data), spec.crop if spec else "none"
+    digests, crop = Digests(site.cache), spec.crop if spec else "none"
+    files = sorted(corpus_files(name, spec, site.data), key=digests.of)  # as in the fingerprint, whatever their names
     shapes = {"images": (len(files), size, size, channels)}
     return prepared(folder, shapes, lambda index: {"images": prepare_image(files[index], channels, crop, size)})[
         "images"
@@ -458,6 +485,8 @@ def split_train(patients: Sequence[str], fraction: float) -> tuple[list[int], li
         count -= 1
     while count < used - 1 and set(known[:count]) & set(known[count:used]):
         count += 1
+    if set(known[:count]) & set(known[count:used]):
+        raise BenchError(f"{used} images of one patient cannot be split into training and validation: use more labels")
     return list(range(count, used)), list(range(count))
 
 
@@ -465,7 +494,7 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site) -> Dataset:
     """The dataset of a cell, prepared and split."""
     spec: TaskSpec = registry.get("task", cell.task)
     size, channels = cell.image_size, spec.channels
-    folder = _folder_name(site, cell.task, cell.dataset_fingerprint, cell.task_version, size, channels)
+    folder = _folder_name(site, cell.task, cell.dataset_fingerprint, spec.crop, spec.label_threshold, size, channels)
     if cell.phantom:
         count, patients = spec.train + spec.test, [""] * spec.train
         names = tuple(f"{spec.name}_phantom_{index:03d}" for index in range(count))
@@ -484,6 +513,8 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site) -> Dataset:
     arrays = prepared(folder, shapes, make)
     train, validation = split_train(patients, cell.label_fraction)
     test = tuple(range(len(patients), count))
+    if not any(arrays["masks"][index].any() for index in train):
+        raise BenchError(f"every training mask of {cell.task} is empty: check the labels and --image-size")
     return Dataset(arrays["images"], arrays["masks"], names, tuple(train), tuple(validation), test)
 
 

@@ -6,6 +6,7 @@ run that was killed at any instant ends with the same bits as one that never sto
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -158,7 +159,7 @@ class _Run:
     """One pretraining under way: what a checkpoint holds."""
 
     def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus_size: int, fabric: Fabric) -> None:
-        self.cell, self.fabric = cell, fabric
+        self.cell, self.fabric, self.source = cell, fabric, spec.origin.sha256
         self.method = build_method(cell, spec, corpus_size).to(fabric.device)
         self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
         self.declared: views.Views = self.method.views()  # type: ignore[operator]
@@ -183,13 +184,18 @@ class _Run:
     def save(self, folder: Path, step: int) -> None:
         tensors, plain = pack_optimizer(self.optimizer)
         tensors = contiguous(self.method.state_dict(), "method.") | contiguous(tensors)
-        meta = {"key": self.cell.key, "step": step, "stage": self.stage, "optimizer": plain}
+        meta = {"key": self.cell.key, "source": self.source, "step": step, "stage": self.stage, "optimizer": plain}
         store.save_tensors(folder / CHECKPOINT, tensors, meta, keep_previous=True)
 
     def resume(self, folder: Path) -> int:
         """Steps that were already made, 0 for a fresh start."""
         found = store.load_checkpoint(folder / CHECKPOINT)
         if found is None or found[1]["key"] != self.cell.key:
+            return 0
+        if found[1].get("source") != self.source:
+            log.warning(
+                "the checkpoint in %s was made by another source of %s; it starts again", folder, self.cell.method
+            )
             return 0
         tensors, meta = found
         self.method.load_state_dict({name[7:]: value for name, value in tensors.items() if name.startswith("method.")})
@@ -259,6 +265,9 @@ def export(method: nn.Module, cell: PretrainCell, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, module in parts.items():
         tensors |= contiguous(module.state_dict(), f"{name}.")
-    encoder = parts["encoder"].float()
+    spoilt = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if spoilt:
+        raise CellError("failed", f"{spoilt[0]} is not finite after the last step; {_kept(folder)}")
+    encoder = copy.deepcopy(parts["encoder"]).cpu().float()  # probed on the CPU at both ends of the hand-over
     meta = {"key": cell.key, "choices": cell.choices, "probe": nets.probe(encoder, cell.channels)}
     store.save_tensors(folder / ENCODER, tensors, meta)

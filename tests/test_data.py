@@ -86,6 +86,21 @@ def test_reads_images_and_names_broken_ones(tmp_path: Path, suffix: str) -> None
             data.read_image(path, 3)
 
 
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08 no gzip", b"\x1f\x8b"])
+def test_broken_packed_masks_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "im0001.ah.ppm.gz"
+    path.write_bytes(content)
+    with pytest.raises(BenchError, match=r"im0001\.ah\.ppm\.gz .*take it out"):
+        data.read_mask(path)
+
+
+def test_a_red_mask_is_not_lost(tmp_path: Path) -> None:
+    mask = np.zeros((8, 8, 3), np.uint8)
+    mask[:4, :, 2] = 255  # OpenCV writes blue, green, red
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    assert data.read_mask(tmp_path / "mask.png").tolist() == (mask[..., 2]).tolist()
+
+
 def test_masks_of_another_size_are_refused(tmp_path: Path, shelves: registry.Registry) -> None:
     cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))
@@ -108,15 +123,21 @@ def test_label_values_and_threshold(
     assert target.mean() == share
 
 
-def test_folder_corpus_is_prepared_in_order(tmp_path: Path, shelves: registry.Registry, site: Site) -> None:
+def test_a_folder_is_prepared_in_an_order_that_names_do_not_change(
+    tmp_path: Path, shelves: registry.Registry, site: Site
+) -> None:
     _write_images(tmp_path / "images", count=4)
     ref = data.corpus_ref(f"folder:{tmp_path / 'images'}", shelves, None, site.cache)
     cell = dataclasses.replace(
         pretrain_cell("simclr"), corpus=ref.name, corpus_fingerprint=ref.fingerprint, phantom=False, image_size=40
     )
     found = data.open_corpus(cell, shelves, site)
-    expected = [cv2.imread(str(tmp_path / "images" / f"{index}.png"))[..., ::-1] for index in range(4)]
-    np.testing.assert_array_equal(found, np.stack(expected))
+    expected = {cv2.imread(str(path))[..., ::-1].tobytes() for path in (tmp_path / "images").iterdir()}
+    assert {image.tobytes() for image in found} == expected
+    for path in (tmp_path / "images").iterdir():
+        path.rename(path.with_name(f"renamed {path.name[::-1]}.png"))
+    again = dataclasses.replace(site, runs=tmp_path / "other")
+    np.testing.assert_array_equal(found, data.open_corpus(cell, shelves, again))
 
 
 def _open(arguments: tuple[Path, int]) -> float:
