@@ -72,7 +72,12 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opt
     if recipe.optimizer == "lars":
         from lightly.utils.lars import LARS
 
-        return LARS(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        weights = [item for item in parameters if item.dim() > 1]
+        others = [
+            item for item in parameters if item.dim() <= 1
+        ]  # biases and normalisation: neither decayed nor scaled
+        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return LARS([group for group in groups if group["params"]], lr=recipe.lr, momentum=recipe.momentum)
     raise ValueError(f"unknown optimizer {recipe.optimizer!r}: adam, adamw, sgd or lars")
 
 

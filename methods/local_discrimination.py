@@ -2,15 +2,16 @@
 
 Source: Chen, Wang, Li, Bai, Peng, Meng, Wang, Unsupervised Local Discrimination for Medical Images, version 2, sections
 4.2 to 4.4 and 6.1.2; `rd_v1` has the region loss of version 1, a joint probability.
-Departs from the paper, as its released code does: rows of both views are queries and all others of both views negatives
-(Eq. 5 has one direction), losses are means (Eqs. 8, 13, 20 sum), keys are detached, mixing draws from (0.2, 0.8),
-entropy in bits (Eq. 32: natural), crops shared by the two views (the text suggests independent ones), K = 32 embedding
-channels and temperatures 0.1 and 0.2 (not stated). `rd_v1` adds the version 1 term that its text has and that code has
-not.
+Departs from the paper, as its released code does: rows of both views are queries and all others of both views
+negatives (Eq. 5 has one direction), losses are means (Eqs. 8, 13, 20 sum), keys are detached, mixing draws from (0.2,
+0.8), entropy in bits (Eq. 32: natural), crops shared by the two views (the text suggests independent ones), K = 32
+embedding channels and temperatures 0.1 and 0.2 (not stated). `rd_v1` adds the version 1 term that its text has and
+that code has not.
 Departs from both: images come in shuffled epochs, not with replacement; the geometry is one bilinear sampling, not
-several nearest ones; the jitter's order is fixed; weights of the last patch step are carried on by name, not by
-position; in a run shorter than 10,000 steps the patch stage gets more than its fifth (`warmup_steps`), because region
-discrimination on embeddings that were not warmed up collapses, as section 4.3 says.
+several nearest ones; the jitter's order is fixed; the last state is handed on, between the stages (by name) and in
+the end (the code takes the lowest loss on a validation part); in a run shorter than 10,000 steps the patch stage gets
+more than its fifth (`warmup_steps`), because region discrimination on embeddings that were not warmed up collapses,
+as section 4.3 says.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from bench.losses import assignment_entropy, instance_discrimination, region_discrimination
 from bench.nets import Backbone, PixelDecoder, patch_embeddings, region_embeddings
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, HalfTurn, Jitter, Op, QuarterTurn, Rotate, Views
 
 PATCH_SHARE = 0.2  # 20 of 100 epochs
@@ -104,6 +105,10 @@ class LocalDiscrimination(nn.Module):
 
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
+        if hparams.clusters == 1:
+            raise BenchError(
+                "one region cannot be told from others: set clusters to 0 (no region stage) or to 2 and more"
+            )
         self.hparams, self.steps = hparams, corpus_info.steps
         self.backbone = backbone
         self.decoder = PixelDecoder(backbone, hparams.embedding, hparams.clusters)

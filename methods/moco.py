@@ -2,10 +2,11 @@
 
 Source: He et al., Momentum Contrast for Unsupervised Visual Representation Learning, 2020, arXiv:1911.05722, Algorithm
 1; version 2: Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020, arXiv:2003.04297.
-Departs: no shuffled batch normalisation (on one device it is only a permutation); the learning rate is scaled linearly
-with the batch (the reference's advice for other batches than 256); the queue is never longer than the corpus, where it
-would hold an image's own earlier keys many times over, and a batch that passes its end is wrapped, so that its length
-need not be a multiple of the batch.
+Departs: grey after the jitter in both versions (version 1's reference has it before); no shuffled batch normalisation
+(on one device it is only a permutation); the learning rate is scaled linearly with the batch (the reference's advice
+for other batches than 256); the queue is never longer than the corpus, where it would hold an image's own earlier
+keys many times over, and a batch that passes its end is wrapped, so that its length need not be a multiple of the
+batch.
 """
 
 from __future__ import annotations
