@@ -461,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_usage(error, words), 2)
     except BrokenPipeError:  # `bench list tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 130 if words[0] == "run" else 0  # a run that lost its listener may have cells to go
     except Exception as error:
         if os.environ.get("BENCH_DEBUG") == "1":
             raise

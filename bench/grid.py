@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -372,6 +373,8 @@ def _check_request(request: Request) -> tuple[Budget, str]:
         raise BenchError(
             f"the data root {request.data} is no folder; give one with --data or BENCH_DATA, or no data root"
         )
+    if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
+        raise BenchError(f"unknown device {request.device!r}: give cpu, cuda or cuda:N")
     _named("protocol", request.protocol, PROTOCOLS)
     named: Budget = _named("budget", request.budget, BUDGETS)
     budget = named.with_overrides(request.steps, request.image_size, request.batch_size)
