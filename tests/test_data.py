@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -201,3 +202,20 @@ def test_every_epoch_shows_every_image_once() -> None:
     assert [sorted(drawn[at : at + 8]) for at in (0, 8, 16)] == [list(range(8))] * 3
     assert drawn[:8] != drawn[8:16]
     assert data.draw(8, 4, 5, seed=3) == drawn[20:24]
+
+
+REAL = os.environ.get("BENCH_TEST_DATA")
+
+
+@pytest.mark.skipif(REAL is None, reason="BENCH_TEST_DATA names no folder of real images")
+def test_real_photographs_are_read_cropped_and_split(tmp_path: Path, shelves: registry.Registry) -> None:
+    root = Path(str(REAL))
+    spec = shelves.tasks["chase"]
+    ref = data.dataset_ref(spec, root, tmp_path / "cache")
+    cell = transfer_cell(pretrain_cell(image_size=64), "chase", dataset_fingerprint=ref.fingerprint, phantom=False)
+    dataset = data.open_dataset(cell, shelves, Site(tmp_path, tmp_path, root))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (16, 4, 8)
+    assert 0.04 < dataset.masks.mean() < 0.2
+    assert dataset.images[:, 32, 32].min(axis=0).max() > 20  # the field of view fills the middle
+    with pytest.raises(data.MissingData, match=r"hrf: \d+ of 90 files are missing"):
+        data.dataset_ref(shelves.tasks["hrf"], root, tmp_path / "cache")
