@@ -30,7 +30,7 @@ class HParams:
     projection: int = 128  # dimensions compared
     lr: float = 0.3  # LARS, for 256 images; scaled linearly with the batch
     small_batch_lr: float = 3e-4  # Adam, below 256 images per step
-    weight_decay: float = 1e-6
+    weight_decay: float = 1e-6  # of either optimiser
     warmup: float = 0.1  # share of the steps with a rising rate
 
 

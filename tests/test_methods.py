@@ -50,6 +50,7 @@ def test_declares_itself(name: str) -> None:
     assert spec.groups
     assert spec.version >= 1
     assert (spec.paper_steps > 0 and spec.paper_batch >= spec.min_batch) == spec.trains
+    assert all(field.doc for field in spec.fields)  # `bench show` prints what each is for
     hparams = registry.hparams_of(spec, {})
     assert {field.name: getattr(hparams, field.name) for field in spec.fields} == spec.defaults
     with pytest.raises((AttributeError, TypeError)):
