@@ -28,12 +28,11 @@ from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
-from lightly.utils.lars import LARS
 from torch import Tensor
 
 from bench import data, nets, pretrain, registry
 from bench.grid import Request, expand
-from bench.spec import PretrainCell, Site
+from bench.spec import PretrainCell, Recipe, Site
 
 METHOD = "simclr"
 
@@ -41,9 +40,9 @@ METHOD = "simclr"
 class Peer(pl.LightningModule):
     """What lightly's tutorial writes, on our backbone."""
 
-    def __init__(self, backbone: nets.Backbone, lr: float) -> None:
+    def __init__(self, backbone: nets.Backbone, recipe: Recipe) -> None:
         super().__init__()
-        self.backbone, self.lr = backbone, lr
+        self.backbone, self.recipe = backbone, recipe
         self.projector = SimCLRProjectionHead(backbone.width, backbone.width, 128)
         self.criterion = NTXentLoss(temperature=0.5)
         self.ends: list[float] = []
@@ -59,10 +58,10 @@ class Peer(pl.LightningModule):
         self.ends.append(time.perf_counter())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return LARS(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-6)
+        return pretrain.build_optimizer(self.recipe, list(self.parameters()))
 
 
-def peer_seconds(folder: Path, cell: PretrainCell, steps: int) -> float:
+def peer_seconds(folder: Path, cell: PretrainCell, recipe: Recipe, steps: int) -> float:
     """Median seconds between the ends of two steps, the first two left out."""
     size = pretrain.view_size(cell.image_size)
     transform = SimCLRTransform(input_size=size, cj_strength=1.0, min_scale=0.08)
@@ -73,7 +72,7 @@ def peer_seconds(folder: Path, cell: PretrainCell, steps: int) -> float:
         drop_last=True,
         num_workers=os.cpu_count() or 1,
     )
-    model = Peer(nets.Backbone(cell.backbone, cell.channels), lr=0.075 * cell.batch_size**0.5)
+    model = Peer(nets.Backbone(cell.backbone, cell.channels), recipe)
     trainer = pl.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
@@ -110,7 +109,7 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
         ours, peers = [], []
         for _ in range(rounds):
             ours.append(our_seconds(run, images, steps))
-            peers.append(peer_seconds(files, cell, steps))
+            peers.append(peer_seconds(files, cell, run.recipe, steps))
     return {
         "benchmark": "peer",
         "method": METHOD,
