@@ -189,6 +189,9 @@ class _Run:
     def save(self, folder: Path, step: int) -> None:
         tensors, plain = pack_optimizer(self.optimizer)
         tensors = contiguous(self.method.state_dict(), "method.") | contiguous(tensors)
+        spoilt = _not_finite(tensors)
+        if spoilt:
+            raise CellError("failed", f"{spoilt} is not finite after step {step} of {self.cell.steps}; {_kept(folder)}")
         meta = {"key": self.cell.key, "source": self.source, "step": step, "stage": self.stage, "optimizer": plain}
         store.save_tensors(folder / CHECKPOINT, tensors, meta, keep_previous=True)
 
@@ -259,6 +262,11 @@ def pretrain(
     }
 
 
+def _not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first tensor that holds a number that is none, or nothing."""
+    return next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), "")
+
+
 def _kept(folder: Path) -> str:
     found = store.load_checkpoint(folder / CHECKPOINT)
     return f"the last good checkpoint (step {found[1]['step']}) is kept" if found else "no checkpoint was made before"
@@ -270,9 +278,9 @@ def export(method: nn.Module, cell: PretrainCell, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, module in parts.items():
         tensors |= contiguous(module.state_dict(), f"{name}.")
-    spoilt = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    spoilt = _not_finite(tensors)
     if spoilt:
-        raise CellError("failed", f"{spoilt[0]} is not finite after the last step; {_kept(folder)}")
+        raise CellError("failed", f"{spoilt} is not finite after the last step; {_kept(folder)}")
     encoder = copy.deepcopy(parts["encoder"]).cpu().float()  # probed on the CPU at both ends of the hand-over
     meta = {"key": cell.key, "choices": cell.choices, "probe": nets.probe(encoder, cell.channels)}
     store.save_tensors(folder / ENCODER, tensors, meta)

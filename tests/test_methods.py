@@ -165,3 +165,25 @@ def test_a_loss_that_turns_nan_fails_the_cell_and_keeps_the_checkpoint(
     with pytest.raises(CellError, match=r"nan at step 4 of 6; the last good checkpoint \(step 3\) is kept"):
         pretrain.pretrain(cell, SHELVES.methods["simclr"], SHELVES, site, tmp_path, lambda _: None)
     assert store.load_checkpoint(tmp_path / pretrain.CHECKPOINT) is not None
+
+
+def test_weights_that_turn_nan_never_reach_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose update spoils the weights: the checkpoint before it is the one that stays."""
+    corpus = textured_images(6, SIZE, 3)
+    monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
+    cell = _cell("simclr", steps=6)
+    real = pretrain._Run.train_step
+
+    def spoils(self: pretrain._Run, images: NDArray[np.uint8]) -> dict[str, float]:
+        losses = real(self, images)
+        if self.step == 3:
+            next(iter(self.method.parameters())).data.fill_(math.nan)
+        return losses
+
+    monkeypatch.setattr(pretrain._Run, "train_step", spoils)
+    site = Site(tmp_path, tmp_path, None, checkpoint_seconds=-1.0)
+    with pytest.raises(CellError, match=r"not finite after step 4 of 6; the last good checkpoint \(step 3\) is kept"):
+        pretrain.pretrain(cell, SHELVES.methods["simclr"], SHELVES, site, tmp_path, lambda _: None)
+    found = store.load_checkpoint(tmp_path / pretrain.CHECKPOINT)
+    assert found is not None
+    assert all(bool(value.isfinite().all()) for value in found[0].values())
