@@ -1,0 +1,142 @@
+"""`bench run`, `plan`, `status`, `logs`: cells and how they stand."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from json import loads
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench import registry, show
+from bench.cli.app import app
+from bench.cli.options import RESULTS, RUNS, Json, Results, Runs, request_of, requesting
+from bench.cli.speak import Interrupted, build_table, tell
+from bench.spec import BenchError
+
+if TYPE_CHECKING:
+    from bench.grid import Grid, PlanRow, Request
+
+
+@app.command()
+@requesting
+def run(asked: dict[str, Any], json: Json = False) -> int:
+    """Pretrain, transfer, print the table; do nothing twice."""
+    from bench import grid as grids
+    from bench import launch
+    from bench import table as tables
+    from bench.store import collected_warnings
+
+    began = time.monotonic()
+    request, found = request_of(asked), registry.scan()
+    voice = show.Voice(sys.stderr if json else sys.stdout)
+    with collected_warnings() as early:
+        grid = grids.expand(request, found)
+        rows = grids.plan(grid, request.store)
+    _announce(voice, request, grid, rows)
+    waiting = sum(row.open or row.state == "running" for row in rows)
+    with show.progress(voice, request.store, waiting) as watcher:
+        outcome = launch.run(grid, request.store, request.site(found), request.jobs, watcher)
+    if outcome.interrupted:
+        to_go = show.counted(outcome.counts["missing"], "result")
+        raise Interrupted(f"interrupted with {to_go} to go; the same command goes on where this one stopped")
+    with collected_warnings() as late:
+        records = [record for cell in grid.transfers if (record := request.store.read(cell.key)) is not None]
+    warnings = list(dict.fromkeys([*early, *outcome.warnings, *late, *stale(rows)]))
+    table = build_table(records, found, grid.methods)
+    summary = show.summary(grid, outcome, request, time.monotonic() - began)
+    if json:
+        failures = [{"cell": cell.folder, "key": cell.key, **vars(how)} for cell, how in outcome.failures]
+        more = {"failures": failures, "warnings": warnings, "table": loads(tables.render(table, "json"))}
+        show.say_json(summary | more)
+    else:
+        voice.say()
+        voice.say(tables.render(table, "text"))
+        voice.say(show.summary_line(summary), "green" if outcome.exit_code == 0 else "red")
+    tell(outcome.failures, warnings)
+    return outcome.exit_code
+
+
+def _announce(voice: show.Voice, request: Request, grid: Grid, rows: Sequence[PlanRow]) -> None:
+    """One line of what will happen, the loud word on phantoms, and what has to be done for it."""
+    from bench.grid import totals
+
+    voice.say(show.intention(request, grid))
+    if request.data is None:
+        voice.say("no data root configured: running on phantoms (generated images, not data)", "bold yellow")
+    for what, why in grid.skipped:
+        voice.say(f"left out: {what}: {why}", "yellow")
+    voice.say(show.plan_line(totals(rows)))
+
+
+def stale(rows: Sequence[PlanRow]) -> list[str]:
+    number = sum(row.state == "stale" for row in rows)
+    if not number:
+        return []
+    cells = show.counted(number, "cell was", "cells were")
+    return [
+        f"{cells} made by an older source of method or task: kept, marked ‡ in tables; raise `version` to run it again"
+    ]
+
+
+@app.command()
+@requesting
+def plan(asked: dict[str, Any], json: Json = False) -> int:
+    """Show what would run, what is cached, what it costs."""
+    from bench.grid import expand, totals
+    from bench.grid import plan as plan_grid
+    from bench.store import collected_warnings
+
+    request, found = request_of(asked), registry.scan()
+    with collected_warnings() as warnings:
+        grid = expand(request, found)
+        rows = plan_grid(grid, request.store)
+    if json:
+        show.say_json(show.plan_data(grid, rows, totals(rows)) | {"warnings": warnings})
+    else:
+        voice = show.Voice(sys.stdout)
+        show.plan_table(rows)
+        voice.say()
+        _announce(voice, request, grid, rows)
+    tell([], [*warnings, *stale(rows)])
+    return 0
+
+
+@app.command()
+def status(runs: Runs = RUNS, results: Results = RESULTS, json: Json = False) -> int:
+    """Show every cell's state and why it is so."""
+    from bench.store import Store, collected_warnings
+
+    with collected_warnings() as warnings:
+        states = Store(runs.absolute(), results.absolute()).overview()
+    if json:
+        show.say_json([show.state_data(state) for state in states])
+    elif states:
+        show.states(states)
+    else:
+        show.say(f"nothing has run yet: there are no cells in {runs} and no records in {results}")
+    tell([], warnings)
+    return 0
+
+
+@app.command()
+def logs(
+    cell: Annotated[str, typer.Argument(help="The start of a key, a folder's name, or TASK/METHOD.", metavar="CELL")],
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+) -> int:
+    """Print what a cell wrote while it ran."""
+    from bench.store import Store
+
+    state = show.find_cell(cell, Store(runs.absolute(), results.absolute()).overview())
+    path = state.folder / "log.txt"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise BenchError(f"{state.name} ({state.state}) has no log: there is no file {path}") from None
+    sys.stdout.write(text)
+    ending = f": {state.reason}" if state.reason else ""
+    print(f"{state.name} is {state.state}{ending}", file=sys.stderr)
+    return 0

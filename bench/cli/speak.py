@@ -1,0 +1,50 @@
+"""What commands say besides their result: warnings, on standard error, and the table of some records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench import show
+
+if TYPE_CHECKING:
+    from bench.registry import Registry
+    from bench.table import Table
+
+
+class Interrupted(Exception):
+    """The user stopped a run; the message says how far it came."""
+
+
+def warn(sentence: str) -> None:
+    sys.stdout.flush()
+    yellow, plain = ("\033[33m", "\033[0m") if show.is_coloured(sys.stderr) else ("", "")
+    print(f"{yellow}warning:{plain} {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def tell(failures: Sequence[Any], warnings: Sequence[str], shown: int = 10) -> None:
+    for warning in warnings:
+        warn(warning)
+    own = [(cell, how) for cell, how in failures if how.status != "blocked"]
+    for cell, how in own[:shown]:
+        warn(f"{show.cell_name(cell)}: {how.status}: {how.reason}; see `bench logs {cell.key[:12]}`")
+    if len(own) > shown:
+        warn(f"{len(own) - shown} more failed; see `bench status`")
+
+
+def build_table(
+    records: Sequence[Any], found: Registry, order: Sequence[str], layout: str | None = None, against: str | None = None
+) -> Table:
+    from bench import table as tables
+
+    return tables.build(
+        records,
+        tables.load_layout(layout) if layout else tables.default_layout(records, found.tasks, order),
+        published=tables.load_published(layout) if layout and against else None,
+        current_sources={
+            "method": {name: spec.origin.sha256 for name, spec in found.methods.items()},
+            "task": {name: spec.origin.sha256 for name, spec in found.tasks.items()},
+        },
+        notes={name: spec.note for name, spec in found.methods.items() if spec.note},
+    )
