@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,18 @@ from torch import Tensor, nn
 
 from bench import data, nets, store, views
 from bench.registry import Registry, hparams_of, load
-from bench.spec import CellError, CellInterrupted, CorpusInfo, MethodSpec, PretrainCell, Recipe, Site, Stage, derive
+from bench.spec import (
+    CellError,
+    CellInterrupted,
+    CorpusInfo,
+    MethodSpec,
+    Part,
+    PretrainCell,
+    Recipe,
+    Site,
+    Stage,
+    derive,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,6 +40,7 @@ Report = Callable[[dict[str, Any]], None]
 
 ENCODER = "encoder.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+SWEEP_BATCH = 64  # images at a time when a method looks at the whole corpus
 
 
 def view_size(image_size: int) -> int:
@@ -61,8 +73,8 @@ def learning_rate(recipe: Recipe, stage: Stage, progress: float) -> float:
     raise ValueError(f"unknown schedule {stage.schedule!r}: constant, cosine, halve or step")
 
 
-def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that a recipe names."""
+def build_optimizer(recipe: Recipe | Part, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that a recipe, or a part of one, names."""
     if recipe.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":
@@ -84,7 +96,9 @@ def build_optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.opt
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str = "optimizer."
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimiser's state as named tensors and plain data."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -92,18 +106,23 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{name}"] = value
+                tensors[f"{prefix}{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
     return tensors, {"state": plain, "param_groups": state["param_groups"]}
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+    prefix: str = "optimizer.",
+) -> None:
     """Puts back what `pack_optimizer` took."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["state"].items()}
     for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
+        if key.startswith(prefix):
+            index, name = key.removeprefix(prefix).split(".", 1)
             state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
 
@@ -130,31 +149,64 @@ def set_up(site: Site) -> Fabric:
     return Fabric(accelerator="cuda", devices=[int(index or 0)], precision="bf16-mixed")
 
 
-def build_method(cell: PretrainCell, spec: MethodSpec, corpus_size: int) -> nn.Module:
+def build_method(cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus) -> nn.Module:
     """The method on a fresh encoder; every method of a repetition starts from the same encoder."""
     torch.manual_seed(derive(cell.seed, "backbone", cell.backbone, cell.channels))
     backbone = nets.Backbone(cell.backbone, cell.channels)
     torch.manual_seed(derive(cell.seed, "method", cell.method))
-    info = CorpusInfo(corpus_size, cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps)
+    info = CorpusInfo(
+        len(corpus), cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps, corpus.classes
+    )
     built: nn.Module = load(spec)(backbone, hparams_of(spec, dict(cell.hparams)), info)
     return built.to(memory_format=torch.channels_last)
 
 
-def make_batch(
-    images: Any, cell: PretrainCell, declared: views.Views, step: int, stage: int, device: torch.device
-) -> views.Batch:
-    """The views of one step, drawn from (seed, step) alone."""
-    indices = data.draw(len(images), cell.batch_size, step, cell.seed)
-    pixels = torch.from_numpy(images[sorted(set(indices))])
-    order = {index: row for row, index in enumerate(sorted(set(indices)))}
-    pixels = pixels[[order[index] for index in indices]].to(device)
-    pixels = pixels.permute(0, 3, 1, 2).float().div_(255)  # (B, C, S, S)
-    generator = torch.Generator().manual_seed(derive(cell.seed, "views", step))
-    built = [
+def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
+    """Rows of a memory map, read in their order on disk: (B, C, S, S) in [0, 1]."""
+    read = sorted(set(rows))
+    pixels = torch.from_numpy(images[read])
+    if read != list(rows):
+        place = {row: at for at, row in enumerate(read)}
+        pixels = pixels[[place[row] for row in rows]]
+    return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
+
+
+def _views(pixels: Tensor, declared: views.Views, size: int, seed: int) -> list[views.View]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
         views.View(views.normalise(view.images).contiguous(memory_format=torch.channels_last), view.affine, view.turns)
-        for view in views.build(pixels, declared, view_size(cell.image_size), generator)
+        for view in views.build(pixels, declared, size, generator)
     ]
-    return views.Batch(built, torch.tensor(indices), step / cell.steps, stage)
+
+
+def make_batch(
+    corpus: data.Corpus, cell: PretrainCell, declared: views.Views, step: int, stage: int, device: torch.device
+) -> views.Batch:
+    """The views of one step, drawn from (seed, step) alone; labels and views of the second modality where known."""
+    rows, size = data.draw(len(corpus), cell.batch_size, step, cell.seed), view_size(cell.image_size)
+    built = _views(_pixels(corpus.images, rows, device), declared, size, derive(cell.seed, "views", step))
+    pairs = list[views.View]()
+    if corpus.pairs is not None:
+        pairs = _views(_pixels(corpus.pairs, rows, device), declared, size, derive(cell.seed, "pair views", step))
+    labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows]).to(device)
+    return views.Batch(built, torch.tensor(rows), step / cell.steps, stage, labels, pairs)
+
+
+class Sweep:
+    """One pass over the whole corpus in its order, as often as wanted: (index (b,), images (b, C, S, S) normalised)."""
+
+    def __init__(self, corpus: data.Corpus, cell: PretrainCell, device: torch.device) -> None:
+        self.corpus, self.cell, self.device = corpus, cell, device
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.corpus) / SWEEP_BATCH)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        plain, size = views.Views(each=((),)), view_size(self.cell.image_size)
+        for first in range(0, len(self.corpus), SWEEP_BATCH):
+            rows = list(range(first, min(first + SWEEP_BATCH, len(self.corpus))))
+            images = _views(_pixels(self.corpus.images, rows, self.device), plain, size, 0)[0].images
+            yield torch.tensor(rows), images
 
 
 # ----------------------------------------------------------------------------------------------------------------- loop
@@ -163,17 +215,46 @@ def make_batch(
 class _Run:
     """One pretraining under way: what a checkpoint holds."""
 
-    def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus_size: int, fabric: Fabric) -> None:
-        self.cell, self.fabric, self.source = cell, fabric, spec.origin.sha256
-        self.method = build_method(cell, spec, corpus_size).to(fabric.device)
+    def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus, fabric: Fabric) -> None:
+        self.cell, self.corpus, self.fabric, self.source = cell, corpus, fabric, spec.origin.sha256
+        self.method = build_method(cell, spec, corpus).to(fabric.device)
         self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
         self.declared: views.Views = self.method.views()  # type: ignore[operator]
         self.bounds = stage_bounds(self.recipe, cell.steps)
         self.stage, self.step = -1, 0
         self.optimizer = self._fresh_optimizer()
+        self.part_optimizers = [build_optimizer(part, self._parameters(part)) for part in self.recipe.parts]
+
+    def _parameters(self, wanted: Part | None) -> list[nn.Parameter]:
+        """Trainable parameters of a part of the recipe, or those that are in none."""
+        chosen = []
+        for name, item in self.method.named_parameters():
+            owner = next((part for part in self.recipe.parts if name.startswith(part.prefix)), None)
+            if item.requires_grad and owner == wanted:
+                chosen.append(item)
+        return chosen
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.recipe, [item for item in self.method.parameters() if item.requires_grad])
+        return build_optimizer(self.recipe, self._parameters(None))
+
+    def _named_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {f"optimizer{at}.": item for at, item in enumerate([self.optimizer, *self.part_optimizers])}
+
+    def begins_epoch(self, step: int) -> bool:
+        """Whether the pass over the corpus that `step` belongs to begins with it."""
+        size, batch = len(self.corpus), self.cell.batch_size
+        return step == 0 or step * batch // size != (step - 1) * batch // size
+
+    def start_epoch(self, step: int) -> None:
+        """Lets a method that wants it look at the whole corpus before the first step of an epoch."""
+        torch.manual_seed(derive(self.cell.seed, "epoch", step * self.cell.batch_size // len(self.corpus)))
+        with self.fabric.autocast():
+            self.method.start_epoch(Sweep(self.corpus, self.cell, self.fabric.device))  # type: ignore[operator]
+        self.method.train()
+
+    @property
+    def sweeps(self) -> bool:
+        return hasattr(self.method, "start_epoch")
 
     def enter(self, step: int) -> None:
         """Moves to `step`: a new optimiser where a stage begins, and the step's learning rate."""
@@ -185,14 +266,20 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.step = step
+        if self.sweeps and self.begins_epoch(step):
+            self.start_epoch(step)
 
     def save(self, folder: Path, step: int) -> None:
-        tensors, plain = pack_optimizer(self.optimizer)
+        tensors, plain = dict[str, Tensor](), list[dict[str, Any]]()
+        for prefix, optimizer in self._named_optimizers().items():
+            packed, settings = pack_optimizer(optimizer, prefix)
+            tensors |= packed
+            plain.append(settings)
         tensors = contiguous(self.method.state_dict(), "method.") | contiguous(tensors)
         spoilt = _not_finite(tensors)
         if spoilt:
             raise CellError("failed", f"{spoilt} is not finite after step {step} of {self.cell.steps}; {_kept(folder)}")
-        meta = {"key": self.cell.key, "source": self.source, "step": step, "stage": self.stage, "optimizer": plain}
+        meta = {"key": self.cell.key, "source": self.source, "step": step, "stage": self.stage, "optimizers": plain}
         store.save_tensors(folder / CHECKPOINT, tensors, meta, keep_previous=True)
 
     def resume(self, folder: Path) -> int:
@@ -200,7 +287,7 @@ class _Run:
         found = store.load_checkpoint(folder / CHECKPOINT)
         if found is None or found[1]["key"] != self.cell.key:
             return 0
-        if found[1].get("source") != self.source:
+        if found[1].get("source") != self.source or "optimizers" not in found[1]:
             log.warning(
                 "the checkpoint in %s was made by another source of %s; it starts again", folder, self.cell.method
             )
@@ -209,17 +296,21 @@ class _Run:
         self.method.load_state_dict({name[7:]: value for name, value in tensors.items() if name.startswith("method.")})
         self.stage = int(meta["stage"])
         self.optimizer = self._fresh_optimizer()
-        unpack_optimizer(self.optimizer, tensors, meta["optimizer"])
+        for (prefix, optimizer), plain in zip(self._named_optimizers().items(), meta["optimizers"], strict=True):
+            unpack_optimizer(optimizer, tensors, plain, prefix)
         return int(meta["step"])
 
-    def train_step(self, images: Any) -> dict[str, float]:
+    def train_step(self) -> dict[str, float]:
         torch.manual_seed(derive(self.cell.seed, "step", self.step))
-        batch = make_batch(images, self.cell, self.declared, self.step, self.stage, self.fabric.device)
+        batch = make_batch(self.corpus, self.cell, self.declared, self.step, self.stage, self.fabric.device)
         with self.fabric.autocast():
             parts: dict[str, Tensor] = self.method.training_step(batch)  # type: ignore[operator]
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizers = [self.optimizer, *self.part_optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["loss"])
-        self.optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         return {name: float(value.detach()) for name, value in parts.items()}
 
 
@@ -232,15 +323,17 @@ def pretrain(
     where the loss is not finite; the last good checkpoint stays.
     """
     fabric = set_up(site)
-    images = data.open_corpus(cell, registry, site)
-    run = _Run(cell, spec, len(images), fabric)
+    run = _Run(cell, spec, data.open_corpus(cell, registry, site), fabric)
     run.method.train()
     start = run.resume(folder)
     began = saved = time.monotonic()
     losses: dict[str, float] = {}
     for step in range(start, cell.steps):
+        if run.sweeps and step > start and run.begins_epoch(step):
+            run.save(folder, step)  # a pass over a large corpus takes long: what was made so far is kept first
+            saved = time.monotonic()
         run.enter(step)
-        losses = run.train_step(images)
+        losses = run.train_step()
         if not math.isfinite(losses["loss"]):
             raise CellError(
                 "failed", f"the loss became {losses['loss']} at step {step + 1} of {cell.steps}; {_kept(folder)}"

@@ -161,6 +161,7 @@ class MethodSpec:
     paper_batch: int = 0  # images per step in the paper
     min_batch: int = 1  # fewest images per step the method is defined for
     batch_multiple: int = 1  # images per step must be a multiple of this
+    needs: str = ""  # what the corpus must offer beside images: "labels" (grades), "pairs" (a second modality)
     note: str = ""  # footnote: how the method had to be reinterpreted
     fields: tuple[HParam, ...] = ()
     origin: Origin = Origin("", 0, "", "")
@@ -184,6 +185,9 @@ class CorpusSpec:
     folders: tuple[str, ...]
     layout: str  # what lies in the folder
     crop: str = "none"  # "fov": crop to the field of view first
+    classes: tuple[str, ...] = ()  # names of the image-level grades, in order; empty: it has none
+    paired: bool = False  # every image comes with one of a second modality
+    known_leaks: tuple[str, ...] = ()  # tasks that are known to share images with it
     phantom: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin("", 0, "", "")
 
@@ -214,6 +218,7 @@ class TaskSpec:
     augment: str = "fundus"
     batch_size: int = 2
     patients: str = ""  # pattern whose first group is the patient; empty: every image its own
+    known_leaks: tuple[str, ...] = ()  # corpora that are known to share images with it
     phantom: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin("", 0, "", "")
 
@@ -255,6 +260,17 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Parameters with an optimiser of their own, at a constant rate, through all stages."""
+
+    prefix: str  # of the names of the method's parameters
+    optimizer: str  # as Recipe's
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a method wants to be optimised; the loop builds the optimiser from it."""
 
@@ -263,6 +279,7 @@ class Recipe:
     weight_decay: float = 0.0
     momentum: float = 0.9  # SGD's and LARS's
     stages: tuple[Stage, ...] = (Stage(),)
+    parts: tuple[Part, ...] = ()  # parameters that are left out of all this and optimised on their own
 
 
 @dataclass(frozen=True)
@@ -274,6 +291,7 @@ class CorpusInfo:
     view_size: int  # side of a view, px
     batch_size: int  # images per step
     steps: int
+    classes: int = 0  # image-level grades, 0: none are known
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
@@ -297,6 +315,7 @@ class PretrainCell:
     image_size: int
     batch_size: int
     seed: int
+    dropped: tuple[str, ...] = ()  # SHA-256 of the files left out; the fingerprint is of what remains
 
     kind = "pretrain"
 
@@ -355,6 +374,11 @@ class TransferCell:
     batch_size: int
     budget: str  # label of what a transfer uses of it
     seed: int
+    present: int = 0  # labelled images that were there
+    expected: int = 0  # of the official dataset
+    rule: str = ""  # how a partial dataset is split; empty: officially
+    allow_partial: bool = False
+    leaks: tuple[tuple[str, str], ...] = ()  # ("test", "train" or "known", what the corpus shares with the task)
 
     kind = "transfer"
 
@@ -402,9 +426,11 @@ def cell_from_dict(data: Mapping[str, Any]) -> Cell:
     values = {name: value for name, value in data.items() if name != "kind"}
     if data["kind"] == PretrainCell.kind:
         values["hparams"] = tuple((name, value) for name, value in values["hparams"])
+        values["dropped"] = tuple(values.get("dropped", ()))
         return PretrainCell(**values)
     pretrain = cell_from_dict({"kind": PretrainCell.kind, **values.pop("pretrain")})
     assert isinstance(pretrain, PretrainCell)
+    values["leaks"] = tuple((kind, text) for kind, text in values.get("leaks", ()))
     return TransferCell(pretrain=pretrain, **values)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +47,28 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Crop:
-    """Random resized crop: an area share and an aspect ratio (log-uniform), resized to the views' size."""
+    """Random resized crop: an area share and an aspect ratio (log-uniform), resized to `share` of the views' side.
+
+    A side is rounded to a multiple of 16 px and is at least 32 px.
+    """
 
     scale: tuple[float, float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Quadrant:
+    """Go on with one quadrant of the image, enlarged towards the others by `overlap` of its side; crops stay inside."""
+
+    row: int  # 0 or 1
+    column: int  # 0 or 1
+    overlap: float = 0.3
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Move a shared crop by its own width or height, to one of the sides where most of it stays in the image."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,23 @@ class Blur:
     p: float = 0.5
 
 
-Op = Flip | HalfTurn | QuarterTurn | Rotate | Crop | Jitter | Gray | Blur
+@dataclass(frozen=True)
+class Solarize:
+    """Invert what is brighter than `threshold` with probability `p`."""
+
+    p: float
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Blank `holes` squares of `size` (px of a 224 px image, scaled with the view) with the image's mean."""
+
+    holes: int
+    size: float
+
+
+Op = Flip | HalfTurn | QuarterTurn | Rotate | Crop | Quadrant | Neighbour | Jitter | Gray | Blur | Solarize | Cutout
 
 
 @dataclass(frozen=True)
@@ -131,6 +165,8 @@ class Batch:
     index: Tensor  # (B,) place of every image in the corpus
     progress: float  # 0 at the first step, towards 1
     stage: int  # which of the recipe's stages
+    labels: Tensor | None = None  # (B,) image-level grades, where the method needs them
+    pairs: list[View] = field(default_factory=list)  # views of the second modality, where the method needs it
 
 
 MEAN_STD = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -252,7 +288,29 @@ def _crop(canvas: _Canvas, op: Crop, generator: torch.Generator) -> None:
     matrix[:, 0, 2] = _uniform(batch, -1.0, 1.0, generator) * (1.0 - width)
     matrix[:, 1, 2] = _uniform(batch, -1.0, 1.0, generator) * (1.0 - height)
     canvas.compose(matrix)
-    canvas.out_size = canvas.size
+    canvas.out_size = canvas.size if op.share == 1 else max(32, 16 * round(canvas.size * op.share / 16))
+
+
+def _quadrant(canvas: _Canvas, op: Quadrant, generator: torch.Generator) -> None:
+    side = (1 + op.overlap) / 2  # of the whole side
+    matrix = _identity(len(canvas.images))
+    matrix[:, 0, 0] = matrix[:, 1, 1] = side
+    matrix[:, 0, 2] = (1 - side) * (1 if op.column else -1)
+    matrix[:, 1, 2] = (1 - side) * (1 if op.row else -1)
+    canvas.compose(matrix)
+
+
+def _neighbour(canvas: _Canvas, op: Neighbour, generator: torch.Generator) -> None:
+    moves = torch.tensor([(-2.0, 0.0), (2.0, 0.0), (0.0, -2.0), (0.0, 2.0)], dtype=torch.float64)  # in windows' frames
+    linear, centre = canvas.pending[:, :2, :2], canvas.pending[:, :2, 2]
+    moved = centre[:, None] + torch.einsum("bij,mj->bmi", linear, moves)  # (B, 4, 2) new centres
+    reach = linear.abs().sum(2)[:, None]  # (B, 1, 2) half sides of the windows
+    outside = (moved.abs() + reach - 1).clamp(min=0).amax(2)  # (B, 4)
+    room = outside <= outside.amin(1, keepdim=True) + 1e-9
+    chance = torch.rand(room.shape, generator=generator, dtype=torch.float64) + room.double()
+    matrix = _identity(len(canvas.images))
+    matrix[:, :2, 2] = moves[chance.argmax(1)]
+    canvas.compose(matrix)
 
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -342,6 +400,32 @@ def _blur(canvas: _Canvas, op: Blur, generator: torch.Generator) -> None:
     canvas.images = canvas.images.index_copy(0, where, x[0].unflatten(0, (len(hit), channels)))
 
 
+def _solarize(canvas: _Canvas, op: Solarize, generator: torch.Generator) -> None:
+    canvas.flush()
+    hit = _chosen(op.p, len(canvas.images), generator)
+    if len(hit) == 0:
+        return
+    where = hit.to(canvas.images.device)
+    x = canvas.images[where]
+    canvas.images = canvas.images.index_copy(0, where, torch.where(x >= op.threshold, 1 - x, x))
+
+
+def _cutout(canvas: _Canvas, op: Cutout, generator: torch.Generator) -> None:
+    canvas.flush()
+    batch, _, height, width = canvas.images.shape
+    side = max(1, round(op.size * height / 224))
+    places = torch.arange(max(height, width), device=canvas.images.device)
+    hole = torch.zeros(batch, height, width, dtype=torch.bool, device=canvas.images.device)
+    for _ in range(op.holes):
+        top = (_uniform(batch, 0, height, generator).long() - side // 2).to(places.device)[:, None]
+        left = (_uniform(batch, 0, width, generator).long() - side // 2).to(places.device)[:, None]
+        rows = (places[:height] >= top) & (places[:height] < top + side)  # (B, H)
+        columns = (places[:width] >= left) & (places[:width] < left + side)  # (B, W)
+        hole |= rows[:, :, None] & columns[:, None, :]
+    mean = canvas.images.mean(dim=(2, 3), keepdim=True)
+    canvas.images = torch.where(hole[:, None], mean, canvas.images)
+
+
 _APPLY = {
     Flip: _flip,
     HalfTurn: _half_turn,
@@ -351,6 +435,10 @@ _APPLY = {
     Jitter: _jitter,
     Gray: _gray,
     Blur: _blur,
+    Quadrant: _quadrant,
+    Neighbour: _neighbour,
+    Solarize: _solarize,
+    Cutout: _cutout,
 }
 
 
@@ -363,8 +451,9 @@ def build(images: Tensor, views: Views, size: int, generator: torch.Generator) -
     """The declared views of a batch.
 
     images: (B, C, H, W), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that
-    every device sees the same draws. Returns one View of (B, C, size, size) for each entry of `views.each`; where no
-    `Crop` is declared, and the images have another size, the whole image is resized.
+    every device sees the same draws. Returns one View of (B, C, size, size) for each entry of `views.each` (smaller
+    where a `Crop` has a share); where no `Crop` is declared, and the images have another size, the whole image is
+    resized.
     """
     canvas = _Canvas(images, size)
     _run(canvas, views.shared, generator)

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench import registry
+from bench.data import Corpus
 from bench.spec import PretrainCell, Site, TransferCell
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,3 +97,9 @@ def textured_images(count: int, size: int, channels: int, seed: int = 0) -> NDAr
         smooth = 0.7 * cv2.resize(coarse, (size, size)) + 0.3 * cv2.resize(fine, (size, size))
         images.append(smooth.reshape(size, size, channels))
     return (np.stack(images) * 255).astype(np.uint8)
+
+
+def textured_corpus(count: int, size: int, channels: int, seed: int = 0) -> Corpus:
+    """A corpus of such images with grades 0, 1, 2, 0, ... and inverted images as second modality."""
+    images = textured_images(count, size, channels, seed)
+    return Corpus(images, np.arange(count) % 3, 255 - images, classes=3)

@@ -19,6 +19,7 @@ import pytest
 
 from bench import cli, launch, registry, show
 from bench.cell import CellOutcome
+from bench.cli import offers, options, speak
 from bench.grid import OPTIONS, Request
 from bench.spec import FAILED, SCHEMA
 from bench.store import Store
@@ -158,12 +159,12 @@ def test_an_interrupted_command_ends_with_130(
 def test_the_options_are_those_of_a_request_and_the_help_tells_its_defaults(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert set(cli.REQUEST) == set(OPTIONS.values()) | {"profile"}
+    assert set(options.REQUEST) == set(OPTIONS.values()) | {"profile"}
     text = " ".join(said(capsys, "run", "--help").split())
     for name in ("seeds", "budget", "backbone", "protocol"):
         default = next(field.default for field in dataclasses.fields(Request) if field.name == name)
         assert re.search(rf"--{name} [^(]*\(default: {default}\)", text), name
-    for option in cli.REQUEST:
+    for option in options.REQUEST:
         assert f"--{option.replace('_', '-')} " in text
     assert text.split("Options:")[1] == " ".join(said(capsys, "plan", "--help").split()).split("Options:")[1]
 
@@ -225,7 +226,7 @@ def test_missing_data_is_an_error_unless_it_may_be_skipped(capsys: pytest.Captur
 # ------------------------------------------------------------------------------------------------------------ listings
 
 
-@pytest.mark.parametrize("kind", [kind for kind in cli.KINDS if kind != "backbones"])
+@pytest.mark.parametrize("kind", [kind for kind in offers.KINDS if kind != "backbones"])
 def test_lists_hold_everything_for_people_and_programs(
     capsys: pytest.CaptureFixture[str], shelves: registry.Registry, kind: str
 ) -> None:
@@ -402,7 +403,7 @@ def test_a_changed_source_is_told(finished: tuple[Path, str], monkeypatch: pytes
     monkeypatch.setattr(registry, "scan", lambda *_: found)
     monkeypatch.chdir(finished[0])
     capture: list[str] = []
-    monkeypatch.setattr(cli, "_warn", capture.append)
+    monkeypatch.setattr(speak, "warn", capture.append)
     assert cli.main(["run", *ASKED]) == 0
     assert any("2 cells were made by an older source" in line for line in capture)
 

@@ -7,14 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from bench import data, nets, pretrain, registry, store
 from bench.spec import CellError, MethodSpec, PretrainCell, Site
-from tests.conftest import pretrain_cell, textured_images
+from tests.conftest import pretrain_cell, textured_corpus
 
 SHELVES = registry.scan()
 TRAINED = [name for name, spec in SHELVES.methods.items() if spec.trains]
@@ -30,9 +28,9 @@ def _cell(name: str, **changes: Any) -> PretrainCell:
     return pretrain_cell(name, **({"batch_size": _batch_size(SHELVES.methods[name])} | changes))
 
 
-def _run(cell: PretrainCell, corpus: NDArray[np.uint8]) -> pretrain._Run:
+def _run(cell: PretrainCell, corpus: data.Corpus) -> pretrain._Run:
     fabric = pretrain.set_up(Site(Path(), Path(), None))
-    run = pretrain._Run(cell, SHELVES.methods[cell.method], len(corpus), fabric)
+    run = pretrain._Run(cell, SHELVES.methods[cell.method], corpus, fabric)
     run.method.train()
     return run
 
@@ -59,11 +57,11 @@ def test_declares_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) -> None:
-    cell, corpus = _cell(name, channels=channels), textured_images(8, SIZE, channels)
+    cell, corpus = _cell(name, channels=channels), textured_corpus(8, SIZE, channels)
     run = _run(cell, corpus)
     for step in (0, cell.steps - 1):
         run.enter(step)
-        losses = run.train_step(corpus)
+        losses = run.train_step()
         assert all(math.isfinite(value) for value in losses.values()), losses
     encoder: torch.nn.Module = run.method.export()["encoder"]  # type: ignore[operator]
     silent = [
@@ -78,8 +76,8 @@ def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) ->
 
 @pytest.mark.parametrize("name", list(SHELVES.methods))
 def test_export_is_handed_over_whole(name: str, tmp_path: Path) -> None:
-    cell, corpus = _cell(name), textured_images(8, SIZE, 3)
-    method = pretrain.build_method(cell, SHELVES.methods[name], len(corpus))
+    cell, corpus = _cell(name), textured_corpus(8, SIZE, 3)
+    method = pretrain.build_method(cell, SHELVES.methods[name], corpus)
     pretrain.export(method, cell, tmp_path)
     tensors, meta = store.load_tensors(tmp_path / pretrain.ENCODER)
     backbone = nets.Backbone(cell.backbone, cell.channels)
@@ -94,7 +92,7 @@ def test_export_is_handed_over_whole(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_thirty_steps_on_a_tiny_set_lower_the_loss(name: str) -> None:
     """Loss on fixed batches with the memory (queues, banks) as it was at the start: filling it changes the question."""
-    cell, corpus = _cell(name, steps=30), textured_images(8, SIZE, 3)
+    cell, corpus = _cell(name, steps=30), textured_corpus(8, SIZE, 3)
     run = _run(cell, corpus)
     memory = {
         key: value.clone()
@@ -116,13 +114,13 @@ def test_thirty_steps_on_a_tiny_set_lower_the_loss(name: str) -> None:
     before = loss()
     for step in range(cell.steps):
         run.enter(step)
-        run.train_step(corpus)
+        run.train_step()
     assert loss() < before
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_same_seed_same_weights_and_resume_is_exact(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = textured_images(6, SIZE, 3)
+    corpus = textured_corpus(6, SIZE, 3)
     monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
     cell, spec = _cell(name, steps=5), SHELVES.methods[name]
     every_step = Site(tmp_path, tmp_path, None, checkpoint_seconds=-1.0)
@@ -151,13 +149,13 @@ def test_same_seed_same_weights_and_resume_is_exact(name: str, tmp_path: Path, m
 def test_a_loss_that_turns_nan_fails_the_cell_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    corpus = textured_images(6, SIZE, 3)
+    corpus = textured_corpus(6, SIZE, 3)
     monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
     cell = _cell("simclr", steps=6)
     real = pretrain._Run.train_step
 
-    def poisoned(self: pretrain._Run, images: NDArray[np.uint8]) -> dict[str, float]:
-        losses = real(self, images)
+    def poisoned(self: pretrain._Run) -> dict[str, float]:
+        losses = real(self)
         return losses | {"loss": math.nan} if self.step == 3 else losses
 
     monkeypatch.setattr(pretrain._Run, "train_step", poisoned)
@@ -169,13 +167,13 @@ def test_a_loss_that_turns_nan_fails_the_cell_and_keeps_the_checkpoint(
 
 def test_weights_that_turn_nan_never_reach_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finite loss whose update spoils the weights: the checkpoint before it is the one that stays."""
-    corpus = textured_images(6, SIZE, 3)
+    corpus = textured_corpus(6, SIZE, 3)
     monkeypatch.setattr(data, "open_corpus", lambda *_: corpus)
     cell = _cell("simclr", steps=6)
     real = pretrain._Run.train_step
 
-    def spoils(self: pretrain._Run, images: NDArray[np.uint8]) -> dict[str, float]:
-        losses = real(self, images)
+    def spoils(self: pretrain._Run) -> dict[str, float]:
+        losses = real(self)
         if self.step == 3:
             next(iter(self.method.parameters())).data.fill_(math.nan)
         return losses

@@ -9,35 +9,35 @@ import torch
 
 from bench import pretrain, registry
 from bench.spec import Site
-from tests.conftest import pretrain_cell, textured_images
+from tests.conftest import pretrain_cell, textured_corpus
 
 SHELVES = registry.scan()
 
 
-def _run(name: str, corpus_size: int, **hparams: float) -> tuple[pretrain._Run, object]:
+def _run(name: str, corpus_size: int, **hparams: float) -> pretrain._Run:
     from pathlib import Path
 
     cell = pretrain_cell(name, batch_size=4, steps=8, **hparams)
-    corpus = textured_images(corpus_size, 32, 3)
+    corpus = textured_corpus(corpus_size, 32, 3)
     fabric = pretrain.set_up(Site(Path(), Path(), None))
-    run = pretrain._Run(cell, SHELVES.methods[name], len(corpus), fabric)
+    run = pretrain._Run(cell, SHELVES.methods[name], corpus, fabric)
     run.method.train()
-    return run, corpus
+    return run
 
 
 @pytest.mark.parametrize("name", ["moco", "mocov2"])
 def test_the_queue_wraps_and_is_never_longer_than_the_corpus(name: str) -> None:
-    run, corpus = _run(name, corpus_size=6)
-    queue, position = run.method.queue, run.method.queue_position
+    run = _run(name, corpus_size=6)
+    queue, position = run.method.queue.rows, run.method.queue.position
     assert queue.shape == (6, 128)
     before = queue.clone()
     run.enter(0)
-    run.train_step(corpus)
+    run.train_step()
     assert int(position) == 4
     assert torch.equal(queue[4:], before[4:])
     kept = queue.clone()
     run.enter(1)
-    run.train_step(corpus)
+    run.train_step()
     assert int(position) == 2  # rows 4, 5, 0, 1
     assert torch.equal(queue[2:4], kept[2:4])
     assert not any(torch.equal(queue[row], kept[row]) for row in (4, 5, 0, 1))
@@ -45,13 +45,13 @@ def test_the_queue_wraps_and_is_never_longer_than_the_corpus(name: str) -> None:
 
 
 def test_the_key_encoder_is_a_moving_average() -> None:
-    run, corpus = _run("moco", corpus_size=6, encoder_momentum=0.9)
+    run = _run("moco", corpus_size=6, encoder_momentum=0.9)
     own, slow = run.method.backbone, run.method.momentum_backbone
     started = {name: value.clone() for name, value in slow.named_parameters()}
     for step in range(2):
         run.enter(step)
         before = copy.deepcopy(dict(own.named_parameters()))  # what the key encoder moves towards
-        run.train_step(corpus)
+        run.train_step()
     for name, value in slow.named_parameters():
         torch.testing.assert_close(value, 0.9 * started[name] + 0.1 * before[name])
         assert value.grad is None
@@ -60,5 +60,5 @@ def test_the_key_encoder_is_a_moving_average() -> None:
 def test_the_rate_follows_the_batch() -> None:
     for batch, expected in ((256, 0.03), (64, 0.0075)):
         cell = pretrain_cell("moco", batch_size=batch)
-        method = pretrain.build_method(cell, SHELVES.methods["moco"], 512)
+        method = pretrain.build_method(cell, SHELVES.methods["moco"], textured_corpus(512, 32, 3))
         assert method.recipe().lr == pytest.approx(expected)  # type: ignore[operator]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import pretrain, registry
-from bench.spec import Recipe, Stage
+from bench.data import Corpus
+from bench.nets import Backbone
+from bench.spec import CorpusInfo, Part, Recipe, Site, Stage
+from bench.views import Batch, Crop, Views
+from tests.conftest import pretrain_cell, textured_corpus
 
 SHELVES = registry.scan()
 
@@ -82,8 +90,107 @@ def test_view_sizes(image_size: int, expected: int) -> None:
 def test_every_recipe_can_be_built(name: str) -> None:
     from tests.conftest import pretrain_cell
 
-    method = pretrain.build_method(pretrain_cell(name), SHELVES.methods[name], 8)
+    method = pretrain.build_method(pretrain_cell(name), SHELVES.methods[name], textured_corpus(8, 32, 3))
     recipe: Recipe = method.recipe()  # type: ignore[operator]
     pretrain.build_optimizer(recipe, list(method.parameters()))
     for stage in recipe.stages:
         assert all(0 <= pretrain.learning_rate(recipe, stage, at / 50) <= recipe.lr for at in range(50))
+
+
+@dataclass(frozen=True)
+class _HParams:
+    pass
+
+
+class _Clusterer(nn.Module):
+    """Looks at the whole corpus in every epoch, and has a head with an optimiser of its own."""
+
+    means: Tensor
+
+    def __init__(self, backbone: Backbone, hparams: _HParams, corpus_info: CorpusInfo) -> None:
+        super().__init__()
+        self.backbone, self.info = backbone, corpus_info
+        self.head = nn.Linear(backbone.width, 1)
+        self.register_buffer("means", torch.zeros(corpus_info.size))
+        self.passes: list[list[int]] = []
+
+    def views(self) -> Views:
+        return Views(each=((Crop((0.5, 1.0)),),))
+
+    def recipe(self) -> Recipe:
+        return Recipe("adam", 1e-3, stages=(Stage(0.5), Stage(0.5)), parts=(Part("head.", "sgd", 0.5),))
+
+    def start_epoch(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self.eval()
+        seen = []
+        for index, images in loader:
+            assert images.shape[1:] == (self.info.channels, self.info.view_size, self.info.view_size)
+            self.means[index] = images.mean(dim=(1, 2, 3))
+            seen += index.tolist()
+        self.passes.append(seen)
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.training
+        assert batch.labels is not None
+        assert torch.equal(batch.labels, batch.index % 3)
+        assert len(batch.pairs) == len(batch.views)
+        wanted = self.means[batch.index][:, None]
+        return {"loss": (self.head(self.backbone.pooled(batch.views[0].images)) - wanted).square().mean()}
+
+
+def _clustering(corpus: Corpus, steps: int, batch_size: int) -> pretrain._Run:
+    cell = pretrain_cell("simclr", steps=steps, batch_size=batch_size)
+    made: list[nn.Module] = []
+
+    def build(*_: object) -> nn.Module:
+        info = CorpusInfo(len(corpus), 3, pretrain.view_size(cell.image_size), batch_size, steps, corpus.classes)
+        torch.manual_seed(0)
+        made.append(_Clusterer(Backbone(cell.backbone, 3), _HParams(), info))
+        return made[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "build_method", build)
+        fabric = pretrain.set_up(Site(Path(), Path(), None))
+        return pretrain._Run(cell, SHELVES.methods["simclr"], corpus, fabric)
+
+
+def test_a_method_may_look_at_the_corpus_once_per_epoch() -> None:
+    run = _clustering(textured_corpus(10, 32, 3), steps=8, batch_size=4)  # epochs begin at steps 0, 3, 5
+    assert [step for step in range(8) if run.begins_epoch(step)] == [0, 3, 5]
+    for step in range(8):
+        run.enter(step)
+        run.train_step()
+    assert run.method.passes == [list(range(10))] * 3
+    assert bool((run.method.means != 0).all())  # type: ignore[operator]
+
+
+def test_a_part_of_the_parameters_has_an_optimiser_of_its_own() -> None:
+    run = _clustering(textured_corpus(10, 32, 3), steps=4, batch_size=4)
+    own = {id(item) for group in run.part_optimizers[0].param_groups for item in group["params"]}
+    rest = {id(item) for group in run.optimizer.param_groups for item in group["params"]}
+    assert own == {id(item) for item in run.method.head.parameters()}  # type: ignore[union-attr]
+    assert own.isdisjoint(rest)
+    assert len(own | rest) == len(list(run.method.parameters()))
+    before = run.method.head.bias.clone()  # type: ignore[union-attr, operator]
+    run.enter(0)
+    run.train_step()
+    moved = before - run.method.head.bias  # type: ignore[operator]
+    torch.testing.assert_close(moved, 0.5 * run.method.head.bias.grad)  # type: ignore[union-attr, operator]
+
+
+def test_a_checkpoint_holds_every_optimiser_and_what_an_epoch_began_with(tmp_path: Path) -> None:
+    corpus = textured_corpus(10, 32, 3)
+
+    def go_on(run: pretrain._Run, first: int, end: int) -> pretrain._Run:
+        for step in range(first, end):
+            run.enter(step)
+            run.train_step()
+        return run
+
+    whole = go_on(_clustering(corpus, 8, 4), 0, 8).method.state_dict()
+    for stop in (2, 3, 4, 6):
+        go_on(_clustering(corpus, 8, 4), 0, stop).save(tmp_path, stop)
+        again = _clustering(corpus, 8, 4)
+        assert again.resume(tmp_path) == stop
+        resumed = go_on(again, stop, 8).method.state_dict()
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items())

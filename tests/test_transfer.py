@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from bench import data, metrics, nets, pretrain, registry, store, transfer
 from bench.spec import PROTOCOLS, CellError, CellInterrupted, Site, TransferCell
-from tests.conftest import pretrain_cell, textured_images, transfer_cell
+from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
 
 SHELVES = registry.scan()
 TASK = next(iter(SHELVES.tasks))
@@ -163,7 +163,7 @@ def test_the_best_threshold_is_found() -> None:
 
 def test_weights_are_handed_over_and_proven(dataset: data.Dataset, tmp_path: Path) -> None:
     cell = pretrain_cell("simclr", image_size=SIZE)
-    method = pretrain.build_method(cell, SHELVES.methods["simclr"], 8)
+    method = pretrain.build_method(cell, SHELVES.methods["simclr"], textured_corpus(8, 32, 3))
     pretrain.export(method, cell, tmp_path)
     weights = tmp_path / pretrain.ENCODER
     report = transfer.load_encoder(nets.Backbone("tiny_vgg16"), weights)

@@ -29,6 +29,8 @@ GEOMETRY: list[tuple[views.Op, ...]] = [
     (views.HalfTurn(), views.QuarterTurn()),
     (views.Rotate(30),),
     (views.Crop((0.3, 0.9)),),
+    (views.Quadrant(1, 0), views.Crop((0.5, 1.0)), views.Flip()),
+    (views.Crop((0.1, 0.2)), views.Neighbour()),
     (
         views.Flip(0.5, 0.5),
         views.Rotate(180),
@@ -151,3 +153,54 @@ def test_normalisation_uses_imagenet_statistics_for_three_channels() -> None:
     images = torch.stack([torch.full((4, 4), value) for value in (0.485, 0.456, 0.406)])[None]
     assert float(views.normalise(images).abs().max()) < 1e-6
     torch.testing.assert_close(views.normalise(torch.full((1, 1, 2, 2), 1.0)), torch.ones(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_crops_of_a_quadrant_stay_in_it(row: int, column: int) -> None:
+    ops = (views.Quadrant(row, column, overlap=0.3), views.Crop((0.2, 1.0)))
+    view = views.build(_images(64), views.Views(each=(ops,)), 32, _generator())[0]
+    corners = torch.tensor([(-1.0, -1.0, 1.0), (1.0, 1.0, 1.0)], dtype=torch.float64)
+    reached = torch.einsum("bij,cj->bci", view.affine, corners)  # (B, 2, 2) x, y of both corners
+    for axis, far in ((0, column), (1, row)):
+        low, high = (-0.3, 1.0) if far else (-1.0, 0.3)
+        assert float(reached[..., axis].min()) >= low - 1e-9
+        assert float(reached[..., axis].max()) <= high + 1e-9
+
+
+def test_a_neighbour_touches_its_crop_and_stays_in_the_image() -> None:
+    each = ((), (views.Neighbour(),))
+    here, there = views.build(
+        _images(64), views.Views(shared=(views.Crop((0.05, 0.11), (1.0, 1.0)),), each=each), 32, _generator()
+    )
+    step = (there.affine[:, :, 2] - here.affine[:, :, 2]).abs()  # between the centres
+    side = 2 * here.affine[:, (0, 1), (0, 1)]
+    torch.testing.assert_close((step / side).sort(dim=1).values, torch.tensor([[0.0, 1.0]]).double().expand(64, 2))
+    assert float((there.affine[:, :, 2].abs() + side / 2).max()) <= 1 + 1e-9  # windows under a third of the side
+    moved = (there.affine - here.affine)[:, :, 2]
+    assert all(bool((moved[:, axis] * sign > 1e-6).any()) for axis in (0, 1) for sign in (-1, 1))
+
+
+@pytest.mark.parametrize(("share", "side"), [(1.0, 96), (96 / 224, 48), (0.5, 48), (0.1, 32)])
+def test_a_crop_has_its_share_of_the_side(share: float, side: int) -> None:
+    ops = (views.Crop((0.2, 0.5), share=share), views.Flip(), views.Blur(p=1.0))
+    view = views.build(_images(4, 96), views.Views(each=(ops,)), 96, _generator())[0]
+    assert view.images.shape == (4, 3, side, side)
+
+
+def test_solarize_inverts_the_bright() -> None:
+    images = _images()
+    view = views.build(images, views.Views(each=((views.Solarize(1.0, 0.4),),)), 32, _generator())[0]
+    assert torch.equal(view.images, torch.where(images >= 0.4, 1 - images, images))
+    untouched = views.build(images, views.Views(each=((views.Solarize(0.0),),)), 32, _generator())[0]
+    assert torch.equal(untouched.images, images)
+
+
+def test_cutout_blanks_squares_with_the_mean() -> None:
+    images = _images(32, 64)
+    view = views.build(images, views.Views(each=((views.Cutout(3, 32),),)), 64, _generator())[0]
+    mean = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    blank = (view.images != images).any(dim=1)  # (B, H, W)
+    assert torch.equal(view.images[blank[:, None].expand_as(images)], mean[blank[:, None].expand_as(images)])
+    side = round(32 * 64 / 224)
+    assert blank.flatten(1).sum(1).max() <= 3 * side**2
+    assert blank.flatten(1).sum(1).float().mean() > 2 * side**2  # holes may overlap and pass the border

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bench import show
 
+ORDER = ("run", "plan", "status", "logs", "table", "data", "list", "show", "doctor", "new")  # of the help
+
+
+class _Ordered(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = typer.Typer(
+    cls=_Ordered,
     epilog="Start with `bench list methods`, `bench list tasks`, then `bench run --methods NAMES --tasks NAMES`.",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -91,17 +91,16 @@ def measure(name: str, budget: str, device: str, rounds: int) -> dict[str, Any]:
         request = Request(methods=name, tasks=task, budget=budget, runs=site.runs, results=site.results)
         cell: PretrainCell = next(item for item in expand(request, shelves).pretrainings if item.method == name)
         fabric = pretrain.set_up(site)
-        images = data.open_corpus(cell, shelves, site)
-        run = pretrain._Run(cell, shelves.get("method", name), len(images), fabric)
+        run = pretrain._Run(cell, shelves.get("method", name), data.open_corpus(cell, shelves, site), fabric)
         run.method.train()
         watch, last = Watch(fabric.device), cell.steps - 1
         run.enter(last)
-        replay = replay_of(run.method, lambda: run.train_step(images))
+        replay = replay_of(run.method, run.train_step)
         replay()
         for _ in range(rounds):
             watch.time("bare", replay)
-            watch.time("step", run.train_step, images)
-            batch = watch.time("views", _batch, run, images)
+            watch.time("step", run.train_step)
+            batch = watch.time("views", _batch, run)
             loss = watch.time("forward and loss", _loss, run, batch)
             watch.time("backward", fabric.backward, loss)
             watch.time("optimizer", run.optimizer.step)
@@ -122,8 +121,8 @@ def measure(name: str, budget: str, device: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def _batch(run: pretrain._Run, images: Any) -> Any:
-    return pretrain.make_batch(images, run.cell, run.declared, run.step, run.stage, run.fabric.device)
+def _batch(run: pretrain._Run) -> Any:
+    return pretrain.make_batch(run.corpus, run.cell, run.declared, run.step, run.stage, run.fabric.device)
 
 
 def _loss(run: pretrain._Run, batch: Any) -> Tensor:

@@ -80,13 +80,13 @@ def peer_seconds(folder: Path, cell: PretrainCell, recipe: Recipe, steps: int) -
     return statistics.median(np.diff(model.ends[2:]).tolist())
 
 
-def our_seconds(run: pretrain._Run, images: Any, steps: int) -> float:
+def our_seconds(run: pretrain._Run, steps: int) -> float:
     """Median seconds of a step, the first two left out."""
     seconds = []
     for step in range(steps):
         began = time.perf_counter()
         run.enter(step)
-        run.train_step(images)
+        run.train_step()
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[2:])
 
@@ -99,16 +99,16 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
         site = Site(Path(folder) / "runs", Path(folder) / "results", None, threads=threads)
         request = Request(methods=METHOD, tasks=task, runs=site.runs, results=site.results)
         cell: PretrainCell = next(item for item in expand(request, shelves).pretrainings if item.method == METHOD)
-        images = data.open_corpus(cell, shelves, site)
+        corpus = data.open_corpus(cell, shelves, site)
         files = Path(folder) / "files"
         files.mkdir()
-        for index, image in enumerate(images):
+        for index, image in enumerate(corpus.images):
             cv2.imwrite(str(files / f"{index:04}.png"), image[..., ::-1])
-        run = pretrain._Run(cell, shelves.get("method", METHOD), len(images), pretrain.set_up(site))
+        run = pretrain._Run(cell, shelves.get("method", METHOD), corpus, pretrain.set_up(site))
         run.method.train()
         ours, peers = [], []
         for _ in range(rounds):
-            ours.append(our_seconds(run, images, steps))
+            ours.append(our_seconds(run, steps))
             peers.append(peer_seconds(files, cell, run.recipe, steps))
     return {
         "benchmark": "peer",

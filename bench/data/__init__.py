@@ -1,0 +1,78 @@
+"""Corpora and datasets: what is there, its fingerprint, and the prepared images as memory-mapped arrays.
+
+A dataset enters a key by its fingerprint: the digest of a manifest of contents, so moving files changes nothing and
+altering one changes the key. Images are decoded, cropped and resized once into `runs/cache/`; later epochs touch only
+the map. Nothing here imports torch, and nothing heavy is imported before images are read.
+"""
+
+from bench.data.cache import prepared
+from bench.data.decode import read_image, read_mask
+from bench.data.digests import Digests
+from bench.data.files import (
+    IMAGE_SUFFIXES,
+    corpus_files,
+    corpus_images,
+    find_root,
+    first_of,
+    folder_of,
+    inventory,
+    list_images,
+    read_grades,
+    read_table,
+    samples,
+)
+from bench.data.kinds import (
+    FOLDER,
+    PREPARATION,
+    CorpusImage,
+    CorpusRef,
+    DatasetRef,
+    Inventory,
+    MissingData,
+    RunLength,
+    Sample,
+)
+from bench.data.opened import Corpus, Dataset, draw, open_corpus, open_dataset, phantom_maker, split_train
+from bench.data.prepare import fit, fov_box, prepare_image, prepare_sample
+from bench.data.refs import corpus_content, corpus_ref, dataset_ref
+
+__all__ = [
+    "FOLDER",
+    "IMAGE_SUFFIXES",
+    "PREPARATION",
+    "Corpus",
+    "CorpusImage",
+    "CorpusRef",
+    "Dataset",
+    "DatasetRef",
+    "Digests",
+    "Inventory",
+    "MissingData",
+    "RunLength",
+    "Sample",
+    "corpus_content",
+    "corpus_files",
+    "corpus_images",
+    "corpus_ref",
+    "dataset_ref",
+    "draw",
+    "find_root",
+    "first_of",
+    "fit",
+    "folder_of",
+    "fov_box",
+    "inventory",
+    "list_images",
+    "open_corpus",
+    "open_dataset",
+    "phantom_maker",
+    "prepare_image",
+    "prepare_sample",
+    "prepared",
+    "read_grades",
+    "read_image",
+    "read_mask",
+    "read_table",
+    "samples",
+    "split_train",
+]

@@ -1,0 +1,56 @@
+"""SHA-256 of files and of phantoms: what a fingerprint is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench import phantoms, store
+from bench.data.kinds import MissingData
+from bench.spec import BenchError, digest, file_digest
+
+
+class Digests:
+    """SHA-256 of files, remembered by path, size and modification time in one small JSON beside the cache."""
+
+    def __init__(self, cache: Path) -> None:
+        self._file = cache / "digests.json"
+        found = store.read_json(self._file)
+        self._known: dict[str, Any] = found if found is not None else {}
+        self._new = False
+
+    def of(self, path: Path) -> str:
+        try:
+            state = path.stat()
+            known = self._known.get(str(path))
+            if isinstance(known, list) and known[:2] == [state.st_size, state.st_mtime_ns]:
+                return str(known[2])
+            value = file_digest(path)
+        except OSError as error:
+            raise MissingData(f"{path} cannot be read ({error.strerror}): check the file or take it out") from None
+        self._known[str(path)] = [state.st_size, state.st_mtime_ns, value]
+        self._new = True
+        return value
+
+    def read(self, paths: Sequence[Path]) -> None:
+        """Digests many files at once, on all cores."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(self.of, paths, chunksize=16):
+                pass
+
+    def save(self) -> None:
+        if self._new:
+            store.write_json(self._file, self._known)
+
+
+def phantom_fingerprint(declaration: Mapping[str, Any], *about: object) -> str:
+    """What a phantom corpus or dataset is recognised by: its declaration and its generator's version."""
+    modality = declaration.get("modality")
+    if modality not in phantoms.VERSIONS:
+        raise BenchError(f"there is no phantom of modality {modality!r}; there are: {', '.join(phantoms.VERSIONS)}")
+    version = phantoms.VERSIONS[modality]
+    return digest(["phantom", version, json.loads(json.dumps(dict(declaration))), *about])

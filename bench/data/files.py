@@ -1,0 +1,271 @@
+"""Which files make a dataset or a corpus, and which of them are there. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.data.kinds import FOLDER, CorpusImage, Inventory, MissingData, Sample
+from bench.registry import load
+from bench.spec import CorpusSpec, TaskSpec
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".dcm")
+NAMED = 3  # missing files that a message names before it only counts
+TEST_SHARE = 1 / 3  # of a partial dataset without its official test part
+BY_NAME = "the last third of the sorted names is the test part"
+BY_PATIENT = "the last third of the sorted names, whole patients, is the test part"
+SPLITS = ("train", "test")
+
+
+# --------------------------------------------------------------------------------------------------------------- places
+
+
+def first_of(*paths: Path) -> Path:
+    """The first of several spellings of one file that is there, else the first."""
+    return next((path for path in paths if is_file(path)), paths[0])
+
+
+def folder_of(root: Path, *nested: str) -> Path:
+    """`root`, or the folder inside it that unpacking an archive left there: each of `nested` in turn, where it is."""
+    for name in nested:
+        if (root / name).is_dir():
+            root = root / name
+    return root
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file can be seen at `path`; a folder that may not be entered holds none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def absent(spec: TaskSpec | CorpusSpec, what: str, where: Path, more: str = "") -> MissingData:
+    """One sentence: what is missing, where it comes from, under which licence, what the folder should look like."""
+    other = f"; or give another corpus with --corpus {FOLDER}PATH" if isinstance(spec, CorpusSpec) else more
+    return MissingData(
+        f"{spec.name}: {what}; get it from {spec.source} ({spec.licence}) and unpack it as {where}: "
+        f"{spec.layout}{other}"
+    )
+
+
+def find_root(spec: TaskSpec | CorpusSpec, data_root: Path) -> Path | None:
+    """The folder of a dataset or corpus under the data root: by one of its names, upper and lower case alike."""
+    for name in spec.folders:
+        if (data_root / name).is_dir():
+            return data_root / name
+    try:
+        entries = sorted(path for path in data_root.iterdir() if path.is_dir())
+    except OSError as error:
+        raise MissingData(
+            f"the data root {data_root} cannot be read ({error.strerror}): check its permissions"
+        ) from None
+    wanted = {name.casefold() for name in spec.folders}
+    return next((path for path in entries if path.name.casefold() in wanted), None)
+
+
+def _root(spec: TaskSpec | CorpusSpec, data_root: Path) -> Path:
+    if not data_root.is_dir():
+        raise MissingData(f"the data root {data_root} is no folder: give --data the folder where the datasets lie")
+    root = find_root(spec, data_root)
+    if root is None:
+        raise absent(spec, f"none of {', '.join(spec.folders)} is under {data_root}", data_root / spec.folders[0])
+    return root
+
+
+def list_images(root: Path) -> list[Path]:
+    """Every image below a folder, sorted; links are followed, once; hidden files and folders are left alone."""
+    return sorted(_walk(root))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise MissingData(f"{error.filename} cannot be read ({error.strerror}): check its permissions or take it out")
+
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        state = Path(folder).stat()
+        if (state.st_dev, state.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+        for name in files:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if not is_file(path):
+                raise MissingData(f"{path} is a broken link: repair it or take it out")
+            yield path
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV file by column, blanks around names and values taken off; a byte order mark does no harm.
+
+    Raises MissingData where the file is absent, is no text, lacks one of `columns` or has a row of another length.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise MissingData(f"{path} is no UTF-8 text: save it as CSV in UTF-8") from None
+    except OSError as error:
+        raise MissingData(f"{path} cannot be read ({error.strerror}): put the file there") from None
+    lines = csv.reader(text.splitlines(), skipinitialspace=True)
+    names = [name.strip() for name in next(lines, [])]
+    lacking = [name for name in columns if name not in names]
+    if lacking:
+        raise MissingData(f"{path} has no column {lacking[0]!r}, only {', '.join(names) or 'nothing'}: check the file")
+    rows = []
+    for values in lines:
+        if not any(value.strip() for value in values):
+            continue
+        if len(values) != len(names):
+            raise MissingData(
+                f"{path}, line {lines.line_num}, has {len(values)} values for {len(names)} columns: check the file"
+            )
+        rows.append({name: value.strip() for name, value in zip(names, values, strict=True)})
+    return rows
+
+
+def read_grades(path: Path, name: str, grade: str, classes: int) -> dict[str, int]:
+    """Image name -> grade, 0 to classes - 1, from two columns of a CSV file; MissingData where a grade is none."""
+    grades = {}
+    for row in read_table(path, (name, grade)):
+        if row[grade] not in map(str, range(classes)):
+            raise MissingData(f"{path} gives {row[name]} the grade {row[grade]!r}, not 0 to {classes - 1}: correct it")
+        grades[row[name]] = int(row[grade])
+    return grades
+
+
+# ------------------------------------------------------------------------------------------------------------ datasets
+
+
+def inventory(spec: TaskSpec, data_root: Path) -> Inventory:
+    """What of a task's dataset is under the data root."""
+    root = find_root(spec, data_root) if data_root.is_dir() else None
+    if root is None:
+        return Inventory(spec, None, "missing", expected=spec.train + spec.test)
+    read = load(spec)
+    try:
+        listed: dict[str, list[Sample]] = {split: read(root, split) for split in SPLITS}
+    except MissingData as error:
+        return Inventory(spec, root, "missing", missing=(str(error),), expected=spec.train + spec.test)
+    files = {path for part in listed.values() for sample in part for path in sample.files}
+    lost = {path for path in files if not is_file(path)}
+    parts = {
+        split: [sample for sample in part if not lost.intersection(sample.files)] for split, part in listed.items()
+    }
+    present = sum(map(len, parts.values()))
+    state = "missing" if not present else "partial" if lost else "found"
+    names = tuple(
+        dict.fromkeys(
+            _below(path, root) for part in listed.values() for sample in part for path in sample.files if path in lost
+        )
+    )
+    rule = "" if all(parts.values()) or not present else BY_PATIENT if _has_patients(parts) else BY_NAME
+    return Inventory(spec, root, state, parts, names, len(files), present, sum(map(len, listed.values())), rule)
+
+
+def _below(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def _has_patients(parts: dict[str, list[Sample]]) -> bool:
+    """Whether any patient has more than one image."""
+    patients = [sample.patient for part in parts.values() for sample in part if sample.patient]
+    return len(set(patients)) < len(patients)
+
+
+def samples(spec: TaskSpec, data_root: Path, allow_partial: bool = False) -> dict[str, list[Sample]]:
+    """Train and test lists of a dataset, in the order of its official split; MissingData where it is not whole.
+
+    With `allow_partial` the complete samples that are there; where one official part is absent, the last third of the
+    sorted names becomes the test part, cut between patients.
+    """
+    root, found = _root(spec, data_root), inventory(spec, data_root)
+    if found.state == "found":
+        return found.parts
+    if not found.files:
+        raise absent(spec, found.missing[0], root)
+    if found.state == "missing" or not allow_partial:
+        raise _not_whole(found, root)
+    return found.parts if not found.rule else _divided(spec, [*found.parts["train"], *found.parts["test"]])
+
+
+def _not_whole(found: Inventory, root: Path) -> MissingData:
+    lost, names = len(found.missing), ", ".join(found.missing[:NAMED])
+    more = f" and {lost - NAMED} more" if lost > NAMED else ""
+    images = f"; --allow-partial runs on the {found.present} of {found.expected} images that are complete"
+    return absent(
+        found.spec,
+        f"{lost} of {found.files} files are missing ({names}{more})",
+        root,
+        images if found.present else "",
+    )
+
+
+def _divided(spec: TaskSpec, present: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Training and test part of a dataset that came without one of them; no patient is in both."""
+    listed = sorted(present, key=lambda sample: sample.name)
+    cut = len(listed) - max(1, round(TEST_SHARE * len(listed)))
+    order = {sample.patient or f"#{sample.name}": None for sample in listed}  # by first appearance
+    test: set[str] = set()
+    for patient in reversed(order):
+        if sum((sample.patient or f"#{sample.name}") in test for sample in listed) < len(listed) - cut:
+            test.add(patient)
+    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for sample in listed:
+        parts["test" if (sample.patient or f"#{sample.name}") in test else "train"].append(sample)
+    if not parts["train"]:
+        raise MissingData(f"{spec.name}: {len(listed)} images cannot be split into training and test: add more of it")
+    return parts
+
+
+# ------------------------------------------------------------------------------------------------------------- corpora
+
+
+def corpus_images(name: str, spec: CorpusSpec | None, data_root: Path | None) -> list[CorpusImage]:
+    """Images of a corpus with what is known of each; MissingData where there are none.
+
+    Grades count only where every image has one: a table that grades some of them is refused.
+    """
+    if name.startswith(FOLDER):
+        return [CorpusImage(path) for path in _folder_images(name)]
+    assert spec is not None
+    assert data_root is not None
+    root = _root(spec, data_root)
+    found = [item if isinstance(item, CorpusImage) else CorpusImage(item) for item in load(spec)(root)]
+    if not found:
+        raise absent(spec, "no image is there", root)
+    for what, lacking in (
+        ("grade", [item for item in found if item.label is None]),
+        ("second image", [item for item in found if item.pair is None]),
+    ):
+        if lacking and len(lacking) < len(found):
+            raise MissingData(
+                f"{name}: {len(lacking)} of {len(found)} images have no {what} ({lacking[0].path.name}, ...): "
+                "complete it or take them out"
+            )
+    return found
+
+
+def _folder_images(name: str) -> list[Path]:
+    root = Path(name.removeprefix(FOLDER)).expanduser()
+    if not root.is_dir():
+        raise MissingData(f"{root} is no folder: --corpus {FOLDER}PATH takes a folder of images")
+    files = list_images(root)
+    if not files:
+        raise MissingData(f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}): give another folder to --corpus")
+    return files
+
+
+def corpus_files(name: str, spec: CorpusSpec | None, data_root: Path | None) -> list[Path]:
+    """The image files of a corpus; MissingData where there are none."""
+    return [item.path for item in corpus_images(name, spec, data_root)]

@@ -1,0 +1,110 @@
+"""What datasets and corpora are made of, as tasks list them and as cells know them. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.spec import BenchError, TaskSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]
+
+FOLDER = "folder:"  # a corpus named by its place
+PREPARATION = 2  # raised when decoding, cropping or resizing changes; part of every fingerprint
+
+
+class MissingData(BenchError):
+    """A dataset or corpus is not under the data root, or not whole."""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """A mask as text: every row is `gap run gap run ...`, column by column; several rows are united.
+
+    SIIM-ACR's relative run lengths: each gap counts from the end of the run before it. A row of "-1" is empty.
+    """
+
+    rows: tuple[str, ...]
+    height: int  # px
+    width: int  # px
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image on disk; several masks are united."""
+
+    name: str
+    image: Path
+    masks: tuple[Path | RunLength, ...]
+    patient: str = ""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.image, *(mask for mask in self.masks if isinstance(mask, Path)))
+
+
+@dataclass(frozen=True)
+class CorpusImage:
+    """One image to pretrain on, with what is known of it besides."""
+
+    path: Path
+    label: int | None = None  # image-level grade: its place in the corpus's `classes`
+    pair: Path | None = None  # the same view in a second modality
+    patient: str = ""
+
+
+@dataclass(frozen=True)
+class CorpusRef:
+    """A corpus as cells know it; `channels` 0: whatever the task has."""
+
+    name: str
+    fingerprint: str
+    phantom: bool
+    channels: int
+    classes: tuple[str, ...] = ()
+    paired: bool = False
+    size: int = 0  # images
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """A task's dataset as cells know it."""
+
+    fingerprint: str
+    phantom: bool
+    present: int  # complete samples
+    expected: int  # of the official dataset
+    rule: str = ""  # how a partial dataset is split; empty: officially
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What of a task's dataset lies under the data root."""
+
+    spec: TaskSpec
+    root: Path | None  # the dataset's folder
+    state: str  # found, partial, missing
+    parts: dict[str, list[Sample]] = field(default_factory=dict)  # official split -> its complete samples
+    missing: tuple[str, ...] = ()  # files, relative to the folder
+    files: int = 0  # that should be there
+    present: int = 0  # complete samples
+    expected: int = 0  # samples of the official dataset
+    rule: str = ""  # how it would be split with --allow-partial; empty: officially
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus, memory-mapped."""
+
+    images: Pixels  # (N, size, size, C)
+    labels: NDArray[np.int64] | None = None  # (N,) image-level grades
+    pairs: Pixels | None = None  # (N, size, size, C), the same views in a second modality
+    classes: int = 0  # of the labels
+
+    def __len__(self) -> int:
+        return len(self.images)
