@@ -1,4 +1,4 @@
-"""Phantoms are eyes: deterministic, with exact masks, and anatomy where it belongs."""
+"""Fundus phantoms are eyes: deterministic, with exact masks, and anatomy where it belongs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import cv2
@@ -14,12 +16,26 @@ import pytest
 
 from bench import phantoms
 from bench.phantoms import Phantom, render
+from bench.phantoms.fundus import retinopathy
+from bench.phantoms.fundus.eye import Blobs, Lesions
+from bench.phantoms.fundus.paint import Frame
 from bench.registry import scan
 from bench.spec import BenchError
 
 SEEDS = range(6)
 MACULAR = {"fov": 46.0, "centre": 0.4, "exudates": (2.0, 8.0), "haemorrhages": 4.0, "cup": (0.3, 0.7)}
 DISC = {"fov": 30.0, "centre": 0.95, "cup": (0.3, 0.75)}
+SICK = {
+    "exudates": 4.0,
+    "haemorrhages": 10.0,
+    "microaneurysms": 8.0,
+    "cotton_wool": 2.0,
+    "drusen": 3.0,
+    "height": 0.8,
+    "notch": 1.0,
+    "haze": 0.2,
+    "dust": 3.0,
+}
 FUNDUS = {name: spec.phantom for name, spec in scan().tasks.items() if spec.phantom.get("modality") == "fundus"}
 
 
@@ -162,14 +178,97 @@ def test_settings_do_what_they_say(setting: str, low: float, high: float) -> Non
         assert more.masks[target].sum() > 1.05 * less.masks[target].sum()
 
 
-def test_grade_follows_the_lesions() -> None:
-    healthy = [render("fundus", seed, 32, {}).facts["grade"] for seed in range(20)]
-    diseased = [
-        render("fundus", seed, 32, {"exudates": 4.0, "haemorrhages": 10.0}).facts["grade"] for seed in range(20)
-    ]
+@pytest.mark.parametrize(
+    ("camera", "seed", "light", "areas"),
+    [
+        (MACULAR, 0, (125.67, 58.68, 30.39, -1.34, -2.92), (1060, 144, 52, 61, 7096)),
+        (MACULAR, 5, (125.90, 57.84, 30.07, -2.48, -4.12), (868, 142, 22, 23, 7096)),
+        (DISC, 0, (126.83, 60.59, 31.94, -1.37, -2.97), (1060, 330, 141, 0, 7096)),
+        (DISC, 5, (126.99, 59.62, 31.30, -2.34, -3.93), (954, 326, 55, 0, 7096)),
+        (SICK, 0, (137.06, 73.25, 42.17, -1.15, -3.33), (1111, 184, 36, 83, 8007)),
+        (SICK, 5, (136.20, 70.53, 40.37, -2.40, -4.55), (986, 187, 18, 23, 8007)),
+    ],
+)
+def test_version_one_still_draws_the_same(camera: Any, seed: int, light: tuple[float, ...], areas: Any) -> None:
+    """Colours, where the light lies and every mask's area, as version 1 drew them: another picture, another version."""
+    eye = render("fundus", seed, 96, camera)
+    grey, across = eye.image.mean(axis=2), np.linspace(-1, 1, 96)
+    drawn = [*eye.image.mean(axis=(0, 1)), (grey * across).mean(), (grey * across[:, None]).mean()]
+    assert phantoms.VERSIONS["fundus"] == 1
+    assert drawn == pytest.approx(light, abs=0.02)
+    assert [mask.sum() for mask in eye.masks.values()] == pytest.approx(areas, abs=2)
+
+
+def disease(**counts: int) -> Lesions:
+    """So many lesions of each kind, in the middle of the view."""
+    kinds = ("exudates", "haemorrhages", "microaneurysms", "drusen", "cotton_wool")
+    return Lesions(
+        *(Blobs(np.zeros(counts.get(kind, 0), complex), *np.ones((2, counts.get(kind, 0)))) for kind in kinds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lesions", "grade"),
+    [
+        ({}, 0),
+        ({"drusen": 30}, 0),
+        ({"microaneurysms": 1}, 1),
+        ({"microaneurysms": 5}, 1),
+        ({"microaneurysms": 6}, 2),
+        ({"haemorrhages": 1}, 2),
+        ({"exudates": 1}, 2),
+        ({"cotton_wool": 1}, 2),
+        ({"haemorrhages": 3, "cotton_wool": 1}, 3),
+        ({"haemorrhages": 9}, 3),
+        ({"haemorrhages": 10}, 4),
+        ({"haemorrhages": 4, "cotton_wool": 2}, 4),
+    ],
+)
+def test_grade_follows_the_lesions(lesions: dict[str, int], grade: int) -> None:
+    frame = Frame(centre=0j, radius=20.0, height=1.0, turn=1 + 0j, mirror=1.0, size=64)
+    assert retinopathy(disease(**lesions), frame) == grade
+    for kind in ("exudates", "haemorrhages", "microaneurysms", "drusen", "cotton_wool"):
+        assert retinopathy(disease(**{**lesions, kind: lesions.get(kind, 0) + 1}), frame) >= grade
+    assert retinopathy(disease(**lesions), replace(frame, centre=30 + 0j)) == 0, "what is out of view does not count"
+
+
+def test_phantoms_carry_their_grade() -> None:
+    healthy = [render("fundus", seed, 32, {}).grade for seed in range(20)]
+    mixed = [render("fundus", seed, 32, {"haemorrhages": (0.0, 14.0), "microaneurysms": 4.0}) for seed in range(60)]
     assert set(healthy) == {0}
-    assert min(diseased) > 0
-    assert max(diseased) <= 4
+    assert {eye.grade for eye in mixed} >= {2, 3, 4}
+    assert all(eye.grade == eye.facts["grade"] for eye in mixed)
+    assert render("fundus", 3, 32, SICK).grade == render("fundus", 3, 200, SICK).grade
+
+
+def test_an_angiogram_shows_the_same_eye_in_dye() -> None:
+    for seed in SEEDS:
+        eye = render("fundus", seed, 256, {"fov": 46.0, "centre": 0.4})
+        pair, masks = eye.pair, eye.masks
+        assert pair is not None and pair is eye.pair, "drawn once"
+        assert pair.shape == eye.image.shape
+        assert pair.dtype == np.uint8
+        assert np.array_equal(pair[..., 0], pair[..., 1]) and np.array_equal(pair[..., 0], pair[..., 2])
+        grey = pair[..., 0].astype(float)
+        retina = grey[(masks["fov"] > masks["vessels"]) & (masks["disc"] == 0)].mean()
+        assert grey[masks["vessels"] == 1].mean() > 1.5 * retina
+        assert grey[(masks["disc"] > masks["cup"]) & (masks["vessels"] == 0)].mean() > 1.15 * retina
+        assert grey[cv2.dilate(masks["fov"], np.ones((5, 5), np.uint8)) == 0].max() == 0
+        row, column = pixel(eye.facts["fovea"], 256)
+        assert grey[row - 3 : row + 4, column - 3 : column + 4].mean() < 0.6 * retina
+
+
+def test_lesions_in_dye() -> None:
+    """A microaneurysm fills with dye, blood hides it."""
+    for seed in SEEDS:
+        bare, dots, blood = (
+            render("fundus", seed, 256, {"noise": 0.0, **lesions})
+            for lesions in ({}, {"microaneurysms": 60.0}, {"haemorrhages": 60.0})
+        )
+        plain = (bare.masks["fov"] == 1) & (bare.masks["vessels"] == 0) & (bare.masks["disc"] == 0)
+        low, high = np.percentile(bare.pair[plain][:, 0], [2, 99])  # type: ignore[index]
+        assert (dots.pair[plain][:, 0] > high + 20).mean() > (bare.pair[plain][:, 0] > high + 20).mean() + 0.002  # type: ignore[index]
+        assert (blood.pair[plain][:, 0] < low - 5).mean() > (bare.pair[plain][:, 0] < low - 5).mean() + 0.002  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", sorted(FUNDUS))
@@ -196,14 +295,14 @@ def test_datasets_look_different() -> None:
         colours[about.get("dataset", name)] = np.mean(images, axis=0)
     names = sorted(colours)
     gaps = [np.abs(colours[a] - colours[b]).max() for i, a in enumerate(names) for b in names[:i]]
-    assert len(names) == 6
+    assert len(names) >= 6
     assert min(gaps) > 4
 
 
 @pytest.mark.parametrize(
     ("modality", "seed", "size", "camera", "message"),
     [
-        ("fundas", 0, 64, {}, "there are phantoms of: fundus"),
+        ("fundas", 0, 64, {}, "there are phantoms of: chest, fundus"),
         ("fundus", 0, 16, {}, "32 or more"),
         ("fundus", -1, 64, {}, "0 or more"),
         ("fundus", 0, 64, {"exudate": 1.0}, "did you mean 'exudates'"),
@@ -220,6 +319,5 @@ def test_bad_requests_say_what_to_do(modality: str, seed: int, size: int, camera
 
 
 def test_versions_name_the_renderers() -> None:
-    from bench.phantoms import fundus
-
-    assert phantoms.VERSIONS["fundus"] == fundus.VERSION >= 1
+    for modality, version in phantoms.VERSIONS.items():
+        assert import_module(f"bench.phantoms.{modality}").VERSION == version >= 1

@@ -6,8 +6,9 @@ renderer (and with it numpy and OpenCV) is imported by the first `render`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 CameraValue = float | Sequence[float]
 """A fixed value, or `(low, high)`: drawn uniformly for every image."""
 
-VERSIONS = {"fundus": 1}
+VERSIONS = {"chest": 1, "fundus": 1}
 """Renderer version by modality. Any change of a rendered pixel raises it: it is part of every phantom's fingerprint."""
 
 
@@ -28,9 +29,16 @@ VERSIONS = {"fundus": 1}
 class Phantom:
     """One generated image and everything known about it."""
 
-    image: NDArray[np.uint8]  # (S, S, 3) RGB
+    image: NDArray[np.uint8]  # (S, S, C): RGB or grey
     masks: dict[str, NDArray[np.uint8]]  # target -> (S, S), values 0 and 1
     facts: dict[str, Any]  # JSON-ready scalars and points; points are (x, y) as shares of the image side
+    grade: int | None = None  # how severe the disease is, where the modality grades one
+    make_pair: Callable[[], NDArray[np.uint8]] | None = None  # draws the same view in a second modality
+
+    @cached_property
+    def pair(self) -> NDArray[np.uint8] | None:
+        """(S, S, 3) the same view in a second modality, drawn when first asked for; None where there is none."""
+        return self.make_pair() if self.make_pair else None
 
 
 def render(modality: str, seed: int, size: int, camera: Mapping[str, CameraValue]) -> Phantom:
