@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample
+from bench.data import Sample, folder_of
 from bench.registry import task
 
 CHILDREN = 14
@@ -23,6 +23,7 @@ TRAIN_CHILDREN = 10
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="CC BY 4.0",
@@ -59,12 +60,13 @@ TRAIN_CHILDREN = 10
 )
 def load(root: Path, split: str) -> list[Sample]:
     """Image_01L.jpg, Image_01R.jpg, ... with the masks Image_01L_1stHO.png beside them."""
+    base = folder_of(root, "CHASEDB1")
     numbers = {"train": range(1, TRAIN_CHILDREN + 1), "test": range(TRAIN_CHILDREN + 1, CHILDREN + 1)}[split]
     return [
         Sample(
             f"Image_{number:02}{side}",
-            root / f"Image_{number:02}{side}.jpg",
-            (root / f"Image_{number:02}{side}_1stHO.png",),
+            base / f"Image_{number:02}{side}.jpg",
+            (base / f"Image_{number:02}{side}_1stHO.png",),
             f"{number:02}",
         )
         for number in numbers

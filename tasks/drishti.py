@@ -28,6 +28,7 @@ TEST = (29, 72, *(number for number in range(1, 102) if number not in {29, 72, *
     groups=("fundus_all",),
     section="Optic disc and cup",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="free for research with citation, no open licence",
@@ -64,7 +65,7 @@ TEST = (29, 72, *(number for number in range(1, 102) if number not in {29, 72, *
     },
 )
 def load_cup(root: Path, split: str) -> list[Sample]:
-    return _samples("drishti_cup", root, split, "cup")
+    return _samples(root, split, "cup")
 
 
 @task(
@@ -75,6 +76,7 @@ def load_cup(root: Path, split: str) -> list[Sample]:
     groups=("fundus_all",),
     section="Optic disc and cup",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="free for research with citation, no open licence",
@@ -111,10 +113,10 @@ def load_cup(root: Path, split: str) -> list[Sample]:
     },
 )
 def load_disc(root: Path, split: str) -> list[Sample]:
-    return _samples("drishti_od", root, split, "OD")
+    return _samples(root, split, "OD")
 
 
-def _samples(task_name: str, root: Path, split: str, target: str) -> list[Sample]:
+def _samples(root: Path, split: str, target: str) -> list[Sample]:
     """Training/Images/drishtiGS_002.png with Training/GT/drishtiGS_002/SoftMap/..., Test/Test_GT likewise."""
     base = folder_of(root, "Drishti-GS1_files", "Drishti-GS1_files")
     folder, truth, numbers = {

@@ -25,6 +25,7 @@ TEST = EYES[25:]
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="CC BY 4.0",

@@ -1,7 +1,7 @@
 """IDRiD: optic disc and hard exudates in diabetic eyes, centred near the macula.
 
 Source: Porwal et al. 2018, part A. `idrid_he` is hard exudates (file code EX), not haemorrhages (file code HE). Split:
-the dataset's own, in the order of Chen et al.
+the dataset's own, in the order of Chen et al. Part B (corpus `idrid_grading`) holds some of the same photographs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ TEST = tuple(range(55, 82))
     groups=("fundus_all",),
     section="Optic disc and cup",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="CC BY 4.0",
@@ -40,6 +41,7 @@ TEST = tuple(range(55, 82))
     crop="fov",
     label_threshold=0.3,
     augment="fundus",
+    known_leaks=("idrid_grading",),
     phantom={
         "modality": "fundus",
         "target": "disc",
@@ -64,7 +66,7 @@ TEST = tuple(range(55, 82))
     },
 )
 def load_disc(root: Path, split: str) -> list[Sample]:
-    return _samples("idrid_od", root, split, "5. Optic Disc", "OD")
+    return _samples(root, split, "5. Optic Disc", "OD")
 
 
 @task(
@@ -75,6 +77,7 @@ def load_disc(root: Path, split: str) -> list[Sample]:
     groups=("fundus_all",),
     section="Lesions",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="CC BY 4.0",
@@ -92,6 +95,7 @@ def load_disc(root: Path, split: str) -> list[Sample]:
     crop="fov",
     label_threshold=0.3,
     augment="fundus",
+    known_leaks=("idrid_grading",),
     phantom={
         "modality": "fundus",
         "target": "exudates",
@@ -116,12 +120,12 @@ def load_disc(root: Path, split: str) -> list[Sample]:
     },
 )
 def load_exudates(root: Path, split: str) -> list[Sample]:
-    return _samples("idrid_he", root, split, "3. Hard Exudates", "EX")
+    return _samples(root, split, "3. Hard Exudates", "EX")
 
 
-def _samples(task_name: str, root: Path, split: str, target: str, code: str) -> list[Sample]:
+def _samples(root: Path, split: str, target: str, code: str) -> list[Sample]:
     """1. Original Images/PART/IDRiD_01.jpg with 2. All Segmentation Groundtruths/PART/TARGET/IDRiD_01_CODE.tif."""
-    base = folder_of(root, "A. Segmentation")
+    base = folder_of(root, "A.%20Segmentation", "A. Segmentation", "A. Segmentation")
     part, numbers = {"train": ("a. Training Set", TRAIN), "test": ("b. Testing Set", TEST)}[split]
     images = base / "1. Original Images" / part
     masks = base / "2. All Segmentation Groundtruths" / part / target

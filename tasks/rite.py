@@ -1,7 +1,8 @@
 """RITE: retinal vessels in the 40 DRIVE photographs of a diabetic screening.
 
 Source: Hu et al. 2013 on the images of Staal et al. 2004. The test reference is DRIVE's second observer, the training
-reference an edited first observer, so numbers on DRIVE's own test masks do not compare. Split: the dataset's own.
+reference an edited first observer, so numbers on DRIVE's own test masks (task `drive`, the same photographs) do not
+compare. Split: the dataset's own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.registry import task
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="research use, on request, no redistribution",

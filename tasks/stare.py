@@ -23,6 +23,7 @@ TEST = (162, 163, 235, 236, 239, 240, 255, 291, 319, 324)
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
+    stand_in="idrid_grading",
     channels=3,
     metric="dsc",
     licence="publicly available, no licence stated",

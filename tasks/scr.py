@@ -1,0 +1,198 @@
+"""SCR: heart, lung fields and clavicles in the 247 chest films of JSRT, 154 of them with a lung nodule.
+
+Source: van Ginneken et al. 2006, first observer (1024 px), on the films of Shiraishi et al. 2000 (2048 px, 12 bit). The
+lung fields leave out the heart, the mediastinum and what lies below the diaphragm; left and right are united. Split:
+fold 1 train, fold 2 test, in the order of Chen et al., whose first 20 % are the validation part.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.data import Sample, first_of
+from bench.registry import task
+
+LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has only after the 145th
+SPELLINGS = (".IMG", ".img", ".png", ".PNG")
+
+
+@task(
+    "scr_heart",
+    version=1,
+    kind="segmentation",
+    title="Heart",
+    groups=("cxr_all",),
+    section="Anatomical structures",
+    corpus="chestxray8",
+    stand_in="hannover",
+    channels=1,
+    metric="dsc",
+    licence="research and education only, no redistribution, no commercial use",
+    citation=(
+        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
+        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
+    ),
+    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
+    revision="SCR, first observer",
+    folders=("scr", "SCR", "JSRT", "jsrt"),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"
+    ),
+    train=124,
+    test=123,
+    label_threshold=0.3,
+    augment="chest",
+    phantom={
+        "modality": "chest",
+        "target": "heart",
+        "dataset": "scr",
+        "camera": {
+            "field": (34.0, 37.0),
+            "inspiration": (0.0, 1.2),
+            "breasts": 0.4,
+            "nodules": 0.6,
+            "scatter": (0.1, 0.2),
+            "contrast": (0.9, 1.1),
+            "exposure": (0.9, 1.1),
+            "blur": 0.0016,
+            "noise": 0.014,
+            "uneven": (0.02, 0.08),
+            "marker": 0.8,
+        },
+    },
+)
+def load_heart(root: Path, split: str) -> list[Sample]:
+    return _samples(root, split, ("heart",))
+
+
+@task(
+    "scr_lung",
+    version=1,
+    kind="segmentation",
+    title="Lung",
+    groups=("cxr_all",),
+    section="Anatomical structures",
+    corpus="chestxray8",
+    stand_in="hannover",
+    channels=1,
+    metric="dsc",
+    licence="research and education only, no redistribution, no commercial use",
+    citation=(
+        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
+        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
+    ),
+    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
+    revision="SCR, first observer",
+    folders=("scr", "SCR", "JSRT", "jsrt"),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"
+    ),
+    train=124,
+    test=123,
+    label_threshold=0.3,
+    augment="chest",
+    phantom={
+        "modality": "chest",
+        "target": "lungs",
+        "dataset": "scr",
+        "camera": {
+            "field": (34.0, 37.0),
+            "inspiration": (0.0, 1.2),
+            "breasts": 0.4,
+            "nodules": 0.6,
+            "scatter": (0.1, 0.2),
+            "contrast": (0.9, 1.1),
+            "exposure": (0.9, 1.1),
+            "blur": 0.0016,
+            "noise": 0.014,
+            "uneven": (0.02, 0.08),
+            "marker": 0.8,
+        },
+    },
+)
+def load_lung(root: Path, split: str) -> list[Sample]:
+    return _samples(root, split, ("left lung", "right lung"))
+
+
+@task(
+    "scr_clavicle",
+    version=1,
+    kind="segmentation",
+    title="Clavicle",
+    groups=("cxr_all",),
+    section="Anatomical structures",
+    corpus="chestxray8",
+    stand_in="hannover",
+    channels=1,
+    metric="dsc",
+    licence="research and education only, no redistribution, no commercial use",
+    citation=(
+        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
+        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
+    ),
+    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
+    revision="SCR, first observer",
+    folders=("scr", "SCR", "JSRT", "jsrt"),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"
+    ),
+    train=124,
+    test=123,
+    label_threshold=0.3,
+    augment="chest",
+    phantom={
+        "modality": "chest",
+        "target": "clavicles",
+        "dataset": "scr",
+        "camera": {
+            "field": (34.0, 37.0),
+            "inspiration": (0.0, 1.2),
+            "breasts": 0.4,
+            "nodules": 0.6,
+            "scatter": (0.1, 0.2),
+            "contrast": (0.9, 1.1),
+            "exposure": (0.9, 1.1),
+            "blur": 0.0016,
+            "noise": 0.014,
+            "uneven": (0.02, 0.08),
+            "marker": 0.8,
+        },
+    },
+)
+def load_clavicle(root: Path, split: str) -> list[Sample]:
+    return _samples(root, split, ("left clavicle", "right clavicle"))
+
+
+def _names(split: str) -> list[str]:
+    """Odd films train, even ones test, both in the order of the published list."""
+    shift = {"train": 0, "test": 1}[split]
+    nodules = [number for number in range(1, 147, 2) if number not in LATE]
+    return [
+        *(f"JPCLN{number + shift:03}" for number in (*nodules, *LATE, 147)),
+        f"JPCNN{29 + shift:03}",
+        *(f"JPCLN{number + shift:03}" for number in (149, 151, 153)),
+        *(f"JPCNN{number:03}" for number in range(1 + shift, 94, 2) if number != 29 + shift),
+    ]
+
+
+def _samples(root: Path, split: str, targets: tuple[str, ...]) -> list[Sample]:
+    """All247images/JPCLN001.IMG with scratch/fold1/masks/TARGET/JPCLN001.gif for every target; fold2 is the test."""
+    fold = {"train": "fold1", "test": "fold2"}[split]
+    films = [
+        folder / inner
+        for folder in (root, root.parent / "JSRT", root.parent / "jsrt")
+        for inner in ("All247images", "All247images/All247images", "images", "Images", ".")
+    ]
+    truths = [root / outer / fold / "masks" for outer in ("scratch", ".")]
+    return [
+        Sample(
+            name,
+            first_of(*(films_in / f"{name}{end}" for films_in in films for end in SPELLINGS)),
+            tuple(first_of(*(truth / target / f"{name}.gif" for truth in truths)) for target in targets),
+            name,
+        )
+        for name in _names(split)
+    ]
