@@ -11,17 +11,17 @@ batch.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from lightly.models.modules.heads import MoCoProjectionHead
-from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from bench.losses import info_nce
 from bench.nets import Backbone
+from bench.parts import FeatureQueue, momentum_copy
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Views
@@ -70,22 +70,15 @@ class HParams:
 class MoCo(nn.Module):
     """Momentum contrast; both versions, told apart by their hyper-parameters."""
 
-    queue: Tensor
-    queue_position: Tensor
-
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
         self.hparams, self.batch_size = hparams, corpus_info.batch_size
         self.backbone = backbone
         layers = 2 if hparams.hidden_layer else 1
         self.projector = MoCoProjectionHead(backbone.width, backbone.width, hparams.projection, num_layers=layers)
-        self.momentum_backbone = copy.deepcopy(self.backbone)
-        self.momentum_projector = copy.deepcopy(self.projector)
-        deactivate_requires_grad(self.momentum_backbone)
-        deactivate_requires_grad(self.momentum_projector)
-        size = max(1, min(hparams.queue_size, corpus_info.size))
-        self.register_buffer("queue", F.normalize(torch.randn(size, hparams.projection), dim=1))  # (Q, D)
-        self.register_buffer("queue_position", torch.zeros((), dtype=torch.long))
+        self.momentum_backbone = momentum_copy(self.backbone)
+        self.momentum_projector = momentum_copy(self.projector)
+        self.queue = FeatureQueue(max(1, min(hparams.queue_size, corpus_info.size)), hparams.projection)
 
     def views(self) -> Views:
         jitter = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8) if self.hparams.strong_views else Jitter(0.4, 0.4, 0.4, 0.4)
@@ -106,15 +99,9 @@ class MoCo(nn.Module):
             update_momentum(self.backbone, self.momentum_backbone, self.hparams.encoder_momentum)
             update_momentum(self.projector, self.momentum_projector, self.hparams.encoder_momentum)
             key = F.normalize(self.momentum_projector(self.momentum_backbone.pooled(view1)).float(), dim=1)  # (B, D)
-        loss = info_nce(query, key, self.queue.clone(), self.hparams.temperature)
-        self._enqueue(key)
+        loss = info_nce(query, key, self.queue.snapshot(), self.hparams.temperature)
+        self.queue.enqueue(key)
         return {"loss": loss}
-
-    @torch.no_grad()
-    def _enqueue(self, key: Tensor) -> None:
-        places = (self.queue_position + torch.arange(len(key), device=key.device)) % len(self.queue)
-        self.queue[places] = key
-        self.queue_position.copy_((self.queue_position + len(key)) % len(self.queue))
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}

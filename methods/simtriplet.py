@@ -1,0 +1,75 @@
+"""SimTriplet: two views of an image, and a view of what lies beside it, predict one another without negatives.
+
+Source: Liu et al., SimTriplet: Simple Triplet Representation Learning with a Single GPU, MICCAI 2021, arXiv:2103.05585,
+Eqs. 1 to 3; heads and recipe of SimSiam (Chen, He, CVPR 2021, arXiv:2011.10566), as there.
+Departs: the paper's tiles are cut from slides of many thousand pixels, and the third view comes from the next tile;
+here a tile is a square window of an image, a third of its side, and its neighbour the window beside it. Weight decay
+and length (100 epochs) are SimSiam's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+from torch import Tensor, nn
+
+from bench.losses import triplet_similarity
+from bench.nets import Backbone
+from bench.registry import method
+from bench.spec import CorpusInfo, Recipe, Stage
+from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Neighbour, Op, Views
+
+LR_BATCH = 256  # images per step that the paper's learning rate is for
+
+
+@dataclass(frozen=True)
+class HParams:
+    """Defaults of the paper."""
+
+    tile: float = 0.111  # area of a window, as share of the image's: a third of the side, so that it has a neighbour
+    projection: int = 2048  # dimensions compared, and width of the projector
+    bottleneck: int = 512  # width of the predictor
+    lr: float = 0.05  # SGD with cosine, for 256 images; scaled linearly with the batch
+    weight_decay: float = 1e-4  # SGD
+
+
+@method(
+    "simtriplet",
+    HParams,
+    version=1,
+    title="SimTriplet",
+    paper="Liu et al. 2021, arXiv:2103.05585",
+    groups=("instance", "medical"),
+    paper_steps=27442,  # 100 epochs of the local discrimination paper's 35,126 fundus images
+    paper_batch=128,
+    min_batch=2,
+    note="The neighbouring tile of a slide is re-defined as the neighbouring window, a third of the side, of an image.",
+)
+class SimTriplet(nn.Module):
+    """Triplets of positives."""
+
+    def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
+        super().__init__()
+        self.hparams, self.batch_size = hparams, corpus_info.batch_size
+        self.backbone = backbone
+        self.projector = SimSiamProjectionHead(backbone.width, hparams.projection, hparams.projection)
+        self.predictor = SimSiamPredictionHead(hparams.projection, hparams.bottleneck, hparams.projection)
+
+    def views(self) -> Views:
+        tile = Crop((self.hparams.tile, self.hparams.tile), ratio=(1.0, 1.0))
+        jitter, blur = Jitter(0.4, 0.4, 0.4, 0.1, p=0.8), Blur((0.1, 2.0), p=0.5)
+        ops: tuple[Op, ...] = (Crop((0.2, 1.0)), jitter, Gray(0.2), blur, Flip())
+        return Views(shared=(tile,), each=(ops, ops, (Neighbour(), *ops)))
+
+    def recipe(self) -> Recipe:
+        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(Stage(schedule="cosine"),))
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        projections = [self.projector(self.backbone.pooled(view.images)) for view in batch.views]  # 3 of (B, D)
+        predictions = [self.predictor(projection) for projection in projections]
+        return {"loss": triplet_similarity(*predictions, *projections)}
+
+    def export(self) -> dict[str, nn.Module]:
+        return {"encoder": self.backbone.encoder}
