@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +31,7 @@ from typing import Any
 
 from bench import __version__, registry
 from bench.metrics import METRICS
+from bench.provenance import code_digest, commit
 from bench.registry import Registry
 from bench.spec import (
     BLOCKED,
@@ -67,6 +67,7 @@ from bench.store import (
 
 BUSY, INTERRUPTED, PARENT_LOST = "busy", "interrupted", "parent lost"  # outcomes that leave no record
 PROGRESS_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the second is a cluster's word for preemption or a limit near
 _PACKAGES = ("torch", "torchvision", "lightly", "timm", "segmentation-models-pytorch", "safetensors", "numpy", "scipy")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -87,23 +88,8 @@ class CellOutcome:
 
 
 @cache
-def _commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it; None outside a checkout."""
-    home = Path(__file__).resolve().parent.parent
-    if not (home / ".git").exists():
-        return None
-    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
-
-
-@cache
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "bench": __version__, "commit": _commit()}
+    found: dict[str, str | None] = {"python": platform.python_version(), "bench": __version__, "commit": commit()}
     for name in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
@@ -166,15 +152,22 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "higher_is_better": METRICS[task.metric].higher_is_better,
         "n_images": None,
         "selection": PROTOCOLS[cell.protocol].selection,
+        "weights": cell.pretrain.weights or None,
         "pretrain_key": cell.pretrain.key,
         "cell_key": cell.key,
         "seconds": None,
         "device_seconds": None,
         "peak_memory": None,
         "versions": _versions(),
+        "code": code_digest(),
         "sources": sources_of(cell, shelves),
         "dataset_fingerprint": cell.dataset_fingerprint,
         "licence": task.licence,
+        "present": cell.present,
+        "expected": cell.expected,
+        "rule": cell.rule,
+        "leaks": [list(leak) for leak in cell.leaks],
+        "dropped": len(cell.pretrain.dropped),
         "finished": utc_now(),
     }
 
@@ -301,9 +294,10 @@ def timing_of(cell: Cell) -> dict[str, Any]:
     return common | {"protocol": cell.protocol, "batch_size": cell.batch_size, "length": length, "fraction": fraction}
 
 
-def _note_timing(store: Store, cell: Cell, seconds: float) -> None:
+def _note_timing(store: Store, cell: Cell, seconds: float, memory: int, device: str) -> None:
     size = sum(path.stat().st_size for path in store.folder(cell).iterdir() if path.is_file())
-    store.add_timing({"of": timing_of(cell), "seconds": seconds, "bytes": size, "time": utc_now()})
+    where = {"memory": memory, "device": device.partition(":")[0]}
+    store.add_timing({"of": timing_of(cell), "seconds": seconds, "bytes": size, **where, "time": utc_now()})
 
 
 def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, report: Report) -> None:
@@ -312,7 +306,7 @@ def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, r
     meter = _Meter(site.device)
     facts = pretrain(cell, shelves.get("method", cell.method), shelves, site, store.folder(cell), report)
     encoder = store.encoder(cell)
-    measured = {
+    measured: dict[str, Any] = {
         "key": cell.key,
         "status": DONE,
         "reason": "",
@@ -324,11 +318,12 @@ def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, r
         "device_seconds": meter.device_seconds,
         "peak_memory": meter.peak_memory,
         "versions": _versions(),
+        "code": code_digest(),
     }
     pace = facts["seconds"] / facts["steps_run"] if facts["steps_run"] else None
     write_json(store.folder(cell) / "state.json", {**_plain(facts), **measured, "seconds_per_step": pace})
     if pace is not None:
-        _note_timing(store, cell, pace)
+        _note_timing(store, cell, pace, measured["peak_memory"], site.device)
 
 
 def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, report: Report) -> None:
@@ -347,7 +342,8 @@ def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, r
         record["sources"] |= {"method": state["sources"]["method"]}
         pace = state["seconds_per_step"]
         record["pretrain_seconds"] = pace * cell.pretrain.steps if pace is not None else None
-    measured = {
+        record["weights_match"] = state.get("weights_match")
+    measured: dict[str, Any] = {
         "device": _device_name(site.device),
         "device_seconds": meter.device_seconds,
         "peak_memory": meter.peak_memory,
@@ -356,7 +352,7 @@ def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, r
     }
     store.write({**record, **_plain(facts), **measured})
     if facts.get("steps_run") == facts.get("steps"):  # one that was taken up again says nothing of the whole
-        _note_timing(store, cell, facts["seconds"])
+        _note_timing(store, cell, facts["seconds"], measured["peak_memory"], site.device)
 
 
 class _ParentLost(Exception):
@@ -495,7 +491,8 @@ def child_main(cell: str, site: str, since: float, connection: Connection) -> No
     """The whole life of a process made for one cell; cell and site as JSON, the outcome goes down the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: stop.set())
     _bind_to_parent()
     place = json.loads(site)
     import torch

@@ -70,6 +70,12 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int(digest([seed, *purpose])[:16], 16) >> 1
 
 
+def label_of(method: str, changed: Mapping[str, Value]) -> str:
+    """A method's name with every hyper-parameter that is not its default: `NAME[clusters=4]`."""
+    inside = ",".join(f"{name}={changed[name]}" for name in sorted(changed))
+    return f"{method}[{inside}]" if inside else method
+
+
 # ------------------------------------------------------------------------------------------------------------ budgets
 
 
@@ -147,6 +153,9 @@ class Origin:
     sha256: str  # of the file
 
 
+LIBRARY, FILE = "library", "file"  # where the encoder of a method that does not train may come from
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """A way of pretraining, as its decorator declares it."""
@@ -157,11 +166,14 @@ class MethodSpec:
     paper: str  # authors, year, where
     groups: tuple[str, ...]
     trains: bool = True  # False: nothing is pretrained, the encoder starts as it is
+    weights: str = ""  # of one that does not train: "library", or "file" where it is asked for as NAME:PATH
+    lacks: tuple[str, ...] = ()  # backbones for which it has no weights
     paper_steps: int = 0  # optimiser steps of the paper's schedule (budget `paper`)
     paper_batch: int = 0  # images per step in the paper
     min_batch: int = 1  # fewest images per step the method is defined for
     batch_multiple: int = 1  # images per step must be a multiple of this
     needs: str = ""  # what the corpus must offer beside images: "labels" (grades), "pairs" (a second modality)
+    parallel: str = ""  # on several devices: "mean" over images, "gather" what is compared; "": not made for it
     note: str = ""  # footnote: how the method had to be reinterpreted
     fields: tuple[HParam, ...] = ()
     origin: Origin = Origin("", 0, "", "")
@@ -219,6 +231,7 @@ class TaskSpec:
     batch_size: int = 2
     patients: str = ""  # pattern whose first group is the patient; empty: every image its own
     known_leaks: tuple[str, ...] = ()  # corpora that are known to share images with it
+    stand_in: str = ""  # corpus that one pretrains on, and says so, where `corpus` is not under the data root
     phantom: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin("", 0, "", "")
 
@@ -316,12 +329,15 @@ class PretrainCell:
     batch_size: int
     seed: int
     dropped: tuple[str, ...] = ()  # SHA-256 of the files left out; the fingerprint is of what remains
+    weights: str = ""  # where nothing is trained here, SHA-256 of the file with the weights, or "library"
+    weights_file: str = ""  # where that file lies
 
     kind = "pretrain"
 
     @property
     def trained(self) -> bool:
-        return self.steps > 0
+        """Whether the encoder is another than a fresh one: pretrained here, or brought along."""
+        return self.steps > 0 or bool(self.weights)
 
     @cached_property
     def choices(self) -> dict[str, Any]:
@@ -336,7 +352,9 @@ class PretrainCell:
             "channels": self.channels,
             "seed": self.seed,
         }
-        if not self.trained:
+        if self.weights:
+            common["weights"] = self.weights
+        if self.steps == 0:
             return common
         return common | {
             "corpus": self.corpus_fingerprint,
@@ -442,7 +460,8 @@ class Site:
     results: Path
     data: Path | None  # data root; None: phantoms
     device: str = "cpu"  # cpu, cuda, cuda:1; before a run starts also auto
-    threads: int = 1  # CPU threads of one cell
+    threads: int = 1  # CPU threads of one cell, or of each of its ranks
+    ranks: int = 1  # processes that share a pretraining, each with a device of its own from `device` on
     checkpoint_seconds: float = 30.0
     plugins: tuple[str, ...] = ()  # files outside the packages
 

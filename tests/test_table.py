@@ -31,6 +31,7 @@ SELECTION = "lowest validation loss (20 % of train)"
 SOURCES = {"method": {"alpha": "a1", "beta": "b1", "gamma": "g2"}, "task": {}}
 FOOTNOTES = {"gamma": "read from the paper; its code & data are not public"}
 ORDER = ["scratch", "alpha", "beta", "gamma"]
+WHY = "graded needs image-level grades, which the corpus photos does not have"
 
 
 def spec(name: str, title: str, section: str, group: str) -> TaskSpec:
@@ -107,6 +108,8 @@ def golden_table(name: str) -> Table:
     records = golden_records(name)
     if name == "paper":
         return build(records, load_layout("ld_table2"), published=load_published("ld_table2"))
+    if name == "real":
+        return table(records, unavailable={("graded", task): WHY for task in ("veins", "disc")})
     return table(records, current_sources=SOURCES, notes=FOOTNOTES)
 
 
@@ -114,7 +117,8 @@ def golden_text(name: str, form: str) -> str:
     return render(golden_table(name), form, width=100, colour=False)
 
 
-GOLDEN_FILES = [("grid", form) for form in FORMATS] + [("paper", form) for form in FORMATS if form != "json"]
+GOLDEN_FILES = [(name, form) for name in ("grid", "real") for form in FORMATS]
+GOLDEN_FILES += [("paper", form) for form in FORMATS if form != "json"]
 
 
 @pytest.mark.parametrize(("name", "form"), GOLDEN_FILES)
@@ -123,7 +127,7 @@ def test_golden_files(name: str, form: str) -> None:
     assert golden_text(name, form) == expected
 
 
-@pytest.mark.parametrize("name", ["grid", "paper"])
+@pytest.mark.parametrize("name", ["grid", "real", "paper"])
 def test_the_order_of_records_changes_nothing(name: str) -> None:
     records = golden_records(name)
     layout = load_layout("ld_table2") if name == "paper" else default_layout(records, TASKS, ORDER)
@@ -131,7 +135,7 @@ def test_the_order_of_records_changes_nothing(name: str) -> None:
 
 
 def test_latex_has_as_many_cells_in_every_line_as_columns() -> None:
-    for name in ("grid", "paper"):
+    for name in ("grid", "real", "paper"):
         lines = golden_text(name, "latex").splitlines()
         width = 0
         for line in lines:
@@ -143,7 +147,7 @@ def test_latex_has_as_many_cells_in_every_line_as_columns() -> None:
                 assert line.replace("\\&", "").count("&") == width - 1, line
         text = "\n".join(lines).replace("\\{", "").replace("\\}", "")
         assert text.count("{") == text.count("}")
-        assert not set("±≈·‡–…≥") & set(text)
+        assert not set("±≈·‡–…≥†§¶") & set(text)
         assert not re.search(r"\\\\\s*[*\[]", text)  # the line break would take it as its argument
 
 
@@ -322,6 +326,64 @@ def test_older_source_is_marked() -> None:
     assert "50.00‡" in render(made, "md")
 
 
+# ----------------------------------------------------------------------------------------------- real data, leaks, gaps
+
+
+def test_leaks_are_marked_by_kind_and_said_once_under_the_table() -> None:
+    made = golden_table("real")
+    found = cells(made)
+    assert found["alpha", "disc"].leaks == ("test", "train") and found["alpha", "cup"].leaks == ("known",)
+    assert found["scratch", "disc"].leaks == found["alpha", "veins"].leaks == ()
+    assert found["alpha", "mean_eyes"].leaks == ("test", "train", "known")
+    text = golden_text("real", "text")
+    assert re.search(r"alpha .*\*?†§ .*¶", text)
+    for mark, kind in (("†", "test"), ("§", "train"), ("¶", "known")):
+        lines = [line for line in made.panels[0].notes if line.startswith(mark)]
+        assert len(lines) == 1 and kind in lines[0]
+    assert not any(note[0] in "†§¶" for note in made.panels[1].notes)  # the panel whose corpus lost its leaks
+    line = next(csv.DictReader(io.StringIO(render(made, "csv"))))
+    assert line["data"].startswith("veins (14/28, 28/28), ")
+
+
+def test_the_header_counts_images_of_real_data_alone() -> None:
+    assert "data veins (14/28, 28/28), disc (20/81), cup (14/45) · " in golden_table("real").panels[0].header
+    phantom = column("alpha", "veins", [0.5], phantom=True, present=28, expected=28)
+    assert "28" not in table(phantom).panels[0].header
+    assert " · data" not in table(column("alpha", "veins", [0.5])).panels[0].header  # a record of before
+
+
+def test_partial_data_and_its_split_are_said() -> None:
+    notes = golden_table("real").panels[0].notes
+    assert "disc: 20 of 81 images are there; the last third of the sorted names is the test part." in notes
+    assert "cup: 14 of 45 images are there; the official split." in notes
+    assert not any(note.startswith("veins: 28") for note in notes)
+
+
+def test_rows_on_other_data_are_not_compared() -> None:
+    made = golden_table("real")
+    assert not any(cell.best for (_, name), cell in cells(made).items() if name in ("veins", "mean_eyes"))
+    assert any(cell.best for (_, name), cell in cells(made).items() if name == "disc")
+    notes = made.panels[0].notes
+    assert "Veins, mean: the rows have not all the same data, so they do not compare." in notes
+    assert not any(note.startswith("No best is marked") for note in notes)
+
+
+def test_a_corpus_with_and_without_its_leaks_makes_two_panels() -> None:
+    headers = [panel.header for panel in golden_table("real").panels]
+    assert len(headers) == 2 and "corpus photos (8 leaked images left out)" in headers[1]
+    alone = table(column("alpha", "veins", [0.5], dropped=8) + column("scratch", "veins", [0.4]))
+    assert len(alone.panels) == 1 and "corpus photos (8 leaked images left out)" in alone.panels[0].header
+    assert any(note.startswith("--drop-leaks left 8 images of photos out") for note in alone.panels[0].notes)
+
+
+def test_a_method_that_cannot_be_had_is_not_available() -> None:
+    found = cells(golden_table("real"))
+    assert found["graded", "veins"].status == found["graded", "disc"].status == "not available"
+    assert found["graded", "cup"].status == "missing"
+    note = next(note for note in golden_table("real").panels[0].notes if note.startswith("n/a"))
+    assert note == f"n/a = not available: {WHY} (graded on Veins, and 1 more)"
+
+
 # ---------------------------------------------------------------------------------------------- conditions, duplicates
 
 
@@ -462,10 +524,25 @@ def test_published_numbers_that_are_none_are_explained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(load_layouts()))
 def test_layouts_and_their_numbers_fit(name: str) -> None:
-    layout, published = load_layout(name), load_published(name)
-    names = [column.task for column in layout.columns] + [mean.name for mean in layout.means]
-    assert set(published.values) == {(row.method, name) for row in layout.rows for name in names}
-    assert layout.source and layout.conditions
+    layout = load_layout(name)
+    names = [column.key for column in layout.columns] + [mean.name for mean in layout.means]
+    places = {(row.key, name) for row in layout.rows for name in names}
+    assert layout.source and layout.rows and layout.columns and (layout.conditions or layout.counted)
+    assert set(layout.values) <= places
+    if name not in ("ld_fig8", "ld_fig9", "ld_fig10"):  # drawings, of which few or no numbers are printed
+        assert set(layout.values) == places
+
+
+@pytest.mark.parametrize("name", ["ld_table4", "ld_v1_table2", "ld_v1_table3", "ld_v1_table4"])
+def test_printed_means_follow_from_the_columns(name: str) -> None:
+    layout = load_layout(name)
+    wrong = []
+    for row, mean in ((row, mean) for row in layout.rows for mean in layout.means):
+        parts = [layout.values[row.key, task] for task in mean.tasks]
+        printed = layout.values[row.key, mean.name]
+        if printed is not None and abs(sum(part or 0.0 for part in parts) / len(parts) - printed) > 0.011:
+            wrong.append((row.key, mean.name))
+    assert wrong == ([("scratch_small_vgg16", "mean_fundus")] if name == "ld_v1_table4" else [])  # as its note says
 
 
 def test_ld_table2_is_the_printed_table() -> None:

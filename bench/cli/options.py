@@ -30,6 +30,9 @@ Text, Whole, Folder = str | None, int | None, Path | None
 REQUEST: dict[str, Any] = {
     "methods": option(Text, "--methods", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
     "tasks": option(Text, "--tasks", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
+    "layout": option(
+        Text, "--layout", "All that a table shows; --methods and --tasks then choose of it.", WHAT, metavar="NAME"
+    ),
     "seeds": option(Whole, "--seeds", "Repetitions.", WHAT, "1", "N"),
     "backbone": option(Text, "--backbone", "See `bench list backbones`.", WHAT, "tiny_vgg16", "NAME"),
     "protocol": option(Text, "--protocol", "How encoders are judged: finetune or linear.", WHAT, "finetune", "NAME"),
@@ -51,9 +54,24 @@ REQUEST: dict[str, Any] = {
         float | None, "--checkpoint-seconds", "Least seconds between two checkpoints of a cell.", PLACE, "30", "S"
     ),
     "skip_missing": option(bool | None, "--skip-missing", "Leave out tasks whose data is absent.", PLACE),
+    "allow_partial": option(bool | None, "--allow-partial", "Run on what is there of an incomplete dataset.", PLACE),
+    "drop_leaks": option(
+        bool | None, "--drop-leaks", "Leave out corpus images that a labelled dataset also holds.", WHAT
+    ),
+    "cells_per_gpu": option(
+        Whole, "--cells-per-gpu", "Cells that share a GPU, as far as its memory allows.", PLACE, "1", "N"
+    ),
     "profile": option(Folder, "--profile", "TOML file of these options; the command line wins.", PLACE, metavar="FILE"),
 }
 
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="On a cluster: watch the jobs until all have ended.", rich_help_panel=PLACE),
+]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="On a cluster: do not ask about many GPU-hours.", rich_help_panel=PLACE),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Checkpoints and logs.", metavar="DIR")]
 Results = Annotated[Path, typer.Option("--results", help="Records.", metavar="DIR")]
@@ -92,7 +110,7 @@ def request_of(asked: dict[str, Any]) -> Request:
         given["set"] = tuple(given["set"])
     merged = {"data": data_from_environment()} | (load_profile(profile) if profile else {}) | given
     for name in ("methods", "tasks"):
-        if not merged.get(name):
+        if not merged.get(name) and not merged.get("layout"):
             raise BenchError(f"name some {name} with --{name}, separated by commas; `bench list {name}` shows them")
     return Request(**merged)
 

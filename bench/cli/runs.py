@@ -12,40 +12,53 @@ import typer
 
 from bench import registry, show
 from bench.cli.app import app
-from bench.cli.options import RESULTS, RUNS, Json, Results, Runs, request_of, requesting
+from bench.cli.options import RESULTS, RUNS, Json, Results, Runs, Wait, Yes, request_of, requesting
 from bench.cli.speak import Interrupted, build_table, tell
 from bench.spec import BenchError
 
 if TYPE_CHECKING:
+    from bench.cluster.driver import Submission
     from bench.grid import Grid, PlanRow, Request
 
 
 @app.command()
 @requesting
-def run(asked: dict[str, Any], json: Json = False) -> int:
+def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json = False) -> int:
     """Pretrain, transfer, print the table; do nothing twice."""
     from bench import grid as grids
     from bench import launch
     from bench import table as tables
+    from bench.cluster import watch
     from bench.store import collected_warnings
 
     began = time.monotonic()
     request, found = request_of(asked), registry.scan()
     voice = show.Voice(sys.stderr if json else sys.stdout)
-    with collected_warnings() as early:
-        grid = grids.expand(request, found)
+    with collected_warnings() as early, show.Meter(sys.stderr) as meter:
+        grid = grids.expand(request, found, meter)
         rows = grids.plan(grid, request.store)
     _announce(voice, request, grid, rows)
     waiting = sum(row.open or row.state == "running" for row in rows)
+    submission = _submit(voice, grid, request, found, yes) if request.cluster is not None else None
+    if submission is not None and submission.open and not wait:
+        if json:
+            show.say_json(show.submission_data(submission, grid))
+        voice.say("`bench status` tells how they stand; the same command with --wait watches and prints the table")
+        return 0
     with show.progress(voice, request.store, waiting) as watcher:
-        outcome = launch.run(grid, request.store, request.site(found), request.jobs, watcher)
+        if submission is not None:
+            outcome = watch.watch(submission, grid, request.store, watcher)
+        else:
+            site, shares = request.site(found), request.cells_per_gpu
+            outcome = launch.run(grid, request.store, site, request.jobs, watcher, cells_per_gpu=shares)
     if outcome.interrupted:
         to_go = show.counted(outcome.counts["missing"], "result")
-        raise Interrupted(f"interrupted with {to_go} to go; the same command goes on where this one stopped")
+        jobs = "; the jobs go on" if submission is not None else ""
+        raise Interrupted(f"interrupted with {to_go} to go{jobs}; the same command goes on where this one stopped")
     with collected_warnings() as late:
         records = [record for cell in grid.transfers if (record := request.store.read(cell.key)) is not None]
     warnings = list(dict.fromkeys([*early, *outcome.warnings, *late, *stale(rows)]))
-    table = build_table(records, found, grid.methods)
+    table = build_table(records, found, grid.methods, request.layout, unavailable=grid.unavailable)
     summary = show.summary(grid, outcome, request, time.monotonic() - began)
     if json:
         failures = [{"cell": cell.folder, "key": cell.key, **vars(how)} for cell, how in outcome.failures]
@@ -64,11 +77,27 @@ def _announce(voice: show.Voice, request: Request, grid: Grid, rows: Sequence[Pl
     from bench.grid import totals
 
     voice.say(show.intention(request, grid))
-    if request.data is None:
+    if any(cell.phantom or cell.pretrain.phantom for cell in grid.transfers):
         voice.say("no data root configured: running on phantoms (generated images, not data)", "bold yellow")
     for what, why in grid.skipped:
         voice.say(f"left out: {what}: {why}", "yellow")
+    for why in dict.fromkeys(grid.unavailable.values()):
+        voice.say(f"not available: {why}", "yellow")
     voice.say(show.plan_line(totals(rows)))
+
+
+def _submit(voice: show.Voice, grid: Grid, request: Request, found: registry.Registry, yes: bool) -> Submission:
+    """Hands to Slurm what has neither result nor job, and says so."""
+    from bench.cluster.driver import submit
+
+    def consent(hours: float) -> bool:
+        question = f"these cells may take {hours:.1f} GPU-hours; submit them?"
+        return yes or (sys.stdin.isatty() and typer.confirm(question, err=True))
+
+    submission = submit(grid, request, found, consent)
+    for line in show.submission_lines(submission):
+        voice.say(line)
+    return submission
 
 
 def stale(rows: Sequence[PlanRow]) -> list[str]:
@@ -90,8 +119,8 @@ def plan(asked: dict[str, Any], json: Json = False) -> int:
     from bench.store import collected_warnings
 
     request, found = request_of(asked), registry.scan()
-    with collected_warnings() as warnings:
-        grid = expand(request, found)
+    with collected_warnings() as warnings, show.Meter(sys.stderr) as meter:
+        grid = expand(request, found, meter)
         rows = plan_grid(grid, request.store)
     if json:
         show.say_json(show.plan_data(grid, rows, totals(rows)) | {"warnings": warnings})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import show
@@ -34,7 +34,12 @@ def tell(failures: Sequence[Any], warnings: Sequence[str], shown: int = 10) -> N
 
 
 def build_table(
-    records: Sequence[Any], found: Registry, order: Sequence[str], layout: str | None = None, against: str | None = None
+    records: Sequence[Any],
+    found: Registry,
+    order: Sequence[str],
+    layout: str | None = None,
+    against: str | None = None,
+    unavailable: Mapping[tuple[str, str], str] | None = None,
 ) -> Table:
     from bench import table as tables
 
@@ -47,4 +52,5 @@ def build_table(
             "task": {name: spec.origin.sha256 for name, spec in found.tasks.items()},
         },
         notes={name: spec.note for name, spec in found.methods.items() if spec.note},
+        unavailable=unavailable,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,10 @@ def table(
     budget: Annotated[str | None, _only("budget", "this budget")] = None,
     protocol: Annotated[str | None, _only("protocol", "this protocol")] = None,
     corpus: Annotated[str | None, _only("corpus", "this corpus")] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw the table into a .png, .pdf or .svg too.", show_default=False, metavar="FILE"),
+    ] = None,
 ) -> int:
     """Print methods by tasks, from records alone."""
     from bench import table as tables
@@ -48,7 +53,10 @@ def table(
     chosen = {"backbone": backbone, "budget": budget, "protocol": protocol, "corpus": corpus}
     records = show.only(records, found, methods, tasks, chosen)
     order = sorted(found.methods, key=lambda name: found.methods[name].trains)  # baselines first
-    print(tables.render(build_table(records, found, order, layout, against), format_), end="")
+    made = build_table(records, found, order, layout, against)
+    if figure is not None:
+        tables.draw(made, figure)
+    print(tables.render(made, format_), end="")
     if not results.is_dir():
         warn(f"there is no folder {results}; `bench run` records results there")
     tell([], warnings)

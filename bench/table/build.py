@@ -6,12 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from bench.spec import DONE, BenchError
 from bench.table import notes as words
-from bench.table.layout import Column, Layout, Mean, Record, Row, is_usable
+from bench.table.counts import count_parameters
+from bench.table.layout import Column, Layout, Mean, Record, is_usable
 from bench.table.panel import (
+    LEAKS,
     MISSING,
     PART,
     SIGNIFICANCE,
@@ -24,9 +25,11 @@ from bench.table.panel import (
     PanelRow,
     Table,
     average,
+    has_other_data,
     unit_of,
     variance,
 )
+from bench.table.select import Line, fraction_of, inside, lines, shown_columns, split
 
 _SCALES = {"%": 100.0, "mm": 1.0}  # from a record's score to what is printed
 
@@ -41,8 +44,10 @@ class _Job:
     published: Layout | None
     current_sources: Mapping[str, Mapping[str, str]]
     footnotes: Mapping[str, str]
+    unavailable: Mapping[tuple[str, str], str]
     gaps: list[Gap] = field(default_factory=list)
     superseded: int = 0  # records of older source whose place a newer one took
+    leaks: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # (kind, text) -> columns
 
     def is_stale(self, record: Record) -> bool:
         made_by = record.get("sources") or {}
@@ -59,19 +64,23 @@ def build(
     published: Layout | None = None,
     current_sources: Mapping[str, Mapping[str, str]] | None = None,
     notes: Mapping[str, str] | None = None,
+    unavailable: Mapping[tuple[str, str], str] | None = None,
 ) -> Table:
     """The table of `records` that `layout` describes, one panel per condition.
 
     `published` is the layout whose published numbers stand beside ours. `current_sources` holds the digests of today's
     source, {"method": {name: digest}, "task": {...}}: numbers of another source are marked. `notes` holds a footnote
-    per method. BenchError where one task comes with two metrics.
+    per method, `unavailable` why a method cannot be had on a task, by (method, task). BenchError where one task comes
+    with two metrics.
     """
+    if layout.counted:
+        return count_parameters(layout, published)
     records = list(records)
     usable = [record for record in records if is_usable(record)]
-    shown, outside = _inside(usable, layout)
+    shown, outside = inside(usable, layout)
     panels = [
-        _panel(condition, group, _Job(layout, published, current_sources or {}, notes or {}))
-        for condition, group in _split(shown, layout)
+        _panel(condition, group, _Job(layout, published, current_sources or {}, notes or {}, unavailable or {}))
+        for condition, group in split(shown, layout)
     ]
     remarks = words.left_out(records) if len(usable) < len(records) else []
     if not panels:
@@ -81,148 +90,79 @@ def build(
     return Table(layout.name, layout.title, layout.source, tuple(panels), tuple(remarks + outside))
 
 
-def _inside(records: list[Record], layout: Layout) -> tuple[list[Record], list[str]]:
-    """The records that a closed layout shows, and a sentence on every kind that it does not."""
-    if layout.open:
-        return records, []
-    columns = {column.task: column for column in layout.columns}
-    methods = {row.method for row in layout.rows}
-    shown: list[Record] = []
-    outside: dict[str, list[str]] = defaultdict(list)
-    for record in records:
-        column = columns.get(record["task"])
-        if column is None:
-            outside["tasks"].append(str(record["task"]))
-        elif record["method"] not in methods:
-            outside["methods"].append(str(record["method"]))
-        elif column.label_fractions and _fraction(record) not in column.label_fractions:
-            outside["label fractions"].append(f"{column.label} at {words.percent(_fraction(record))}")
-        else:
-            shown.append(record)
-    return shown, [words.not_shown(what, names) for what, names in outside.items()]
-
-
-def _fraction(record: Record) -> float:
-    return round(float(record["label_fraction"]), 6)
-
-
-def _condition(record: Record, column: Column | None) -> Condition:
-    corpus = record.get("corpus") or None
-    as_printed = column is not None and corpus is not None and corpus == column.corpus
-    return Condition(
-        backbone=str(record["backbone"]),
-        budget=str(record["budget"]),
-        protocol=str(record["protocol"]),
-        phantom=bool(record.get("phantom")),
-        corpus="" if as_printed else corpus,
-        label_fraction=None if column is not None and column.label_fractions else _fraction(record),
-    )
-
-
-def _split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[Record]]]:
-    """Records by condition, in a fixed order. What used no corpus joins every panel that agrees otherwise."""
-    columns = {column.task: column for column in layout.columns}
-    groups: dict[Condition, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[_condition(record, columns.get(record["task"]))].append(record)
-    for loose in [condition for condition in groups if condition.corpus is None]:
-        group, homed = groups.pop(loose), set()
-        for host in [host for host in groups if _joins(loose, host, groups[host])]:
-            tasks = {record["task"] for record in (groups[host] if layout.open else group)}
-            groups[host] = groups[host] + [record for record in group if record["task"] in tasks]
-            homed |= tasks
-        if alone := [record for record in group if record["task"] not in homed]:
-            groups[loose] = alone
-
-    def place(condition: Condition) -> tuple[Any, ...]:
-        names = (condition.phantom, condition.backbone, condition.budget, condition.protocol)
-        return (*names, condition.corpus is None, condition.corpus or "", -(condition.label_fraction or 0.0))
-
-    return sorted(groups.items(), key=lambda item: place(item[0]))
-
-
-def _joins(loose: Condition, host: Condition, records: list[Record]) -> bool:
-    """Whether what used no corpus was judged as the host's records were: budgets may differ in pretraining alone."""
-    judged = {str(record.get("transfer_budget", record["budget"])) for record in records}
-    return (
-        host.corpus is not None
-        and replace(host, corpus=None, budget=loose.budget) == loose
-        and judged == {loose.budget}
-    )
-
-
 def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
-    rows, columns = _rows(records, job.layout), _columns(records, job.layout)
+    rows, columns = lines(records, job.layout, job.unavailable), shown_columns(records, job.layout)
     heads, grid = _with_means(*_grid(rows, columns, records, job), job.layout)  # grid (heads, rows)
     grid = [_best_marked(cells, head) for head, cells in zip(heads, grid, strict=True)]
     if job.published is not None:
         grid = [
-            [_compared(cell, row, head, condition, job) for cell, row in zip(cells, rows, strict=True)]
+            [_compared(cell, line, head, condition, job) for cell, line in zip(cells, rows, strict=True)]
             for head, cells in zip(heads, grid, strict=True)
         ]
-    numbers = words.footnote_numbers([row.method for row, _ in rows], job.footnotes)
+    numbers = words.footnote_numbers([line.row.method for line in rows], job.footnotes)
     usual = Counter(cell.n for cells in grid for cell in cells if cell.n)
-    corpus_of = {str(record["task"]): str(record["corpus"]) for record in records if record.get("corpus")}
+    corpora = {str(record["task"]): str(record["corpus"]) for record in records if record.get("corpus")}
     panel = Panel(
         condition=condition,
-        corpora=tuple(dict.fromkeys(corpus_of[column.task] for column in columns if column.task in corpus_of)),
+        corpora=tuple(dict.fromkeys(corpora[column.task] for column in columns if column.task in corpora)),
         seeds=tuple(sorted({int(record["seed"]) for record in records})),
         n=max(usual, key=lambda n: (usual[n], n)) if usual else 0,
         selections=tuple(sorted({str(r["selection"]) for r in records if r["status"] == DONE and r.get("selection")})),
+        data=words.presence(records, columns),
         heads=tuple(heads),
         rows=tuple(
-            PanelRow(row.method, row.label, row.section, numbers.get(job.footnotes.get(row.method, ""), ""), cells)
-            for (row, _), cells in zip(rows, zip(*grid, strict=True), strict=True)
+            PanelRow(
+                line.row.method,
+                line.row.label,
+                line.row.section,
+                numbers.get(job.footnotes.get(line.row.method, ""), ""),
+                cells,
+            )
+            for line, cells in zip(rows, zip(*grid, strict=True), strict=True)
         ),
         against=job.published is not None,
     )
-    tasks = {record["task"] for record in records}
-    held = [column for column in columns if column.task in tasks]
+    said = words.data_notes(records, columns, panel) + words.leak_notes(job.leaks)
     return replace(
         panel,
         title=words.title(job.layout.title, panel),
-        header=words.header(panel, columns, held, corpus_of),
-        notes=tuple(words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers)),
+        header=words.header(panel, columns, records),
+        notes=tuple(words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers, said)),
     )
 
 
-def _columns(records: list[Record], layout: Layout) -> list[Column]:
-    if not layout.open:
-        return list(layout.columns)
-    held = {str(record["task"]) for record in records}
-    known = [column for column in layout.columns if column.task in held]
-    return known + [Column(task, task) for task in sorted(held - {column.task for column in known})]
-
-
-def _rows(records: list[Record], layout: Layout) -> list[tuple[Row, str]]:
-    """Rows as printed, each with the label of its records.
-
-    A closed layout prints its own label for a method as it is; below it, changed hyper-parameters get their own row.
-    """
-    held = sorted({(str(record["method"]), str(record["label"])) for record in records})
-    if layout.open:
-        known = [(row.method, row.label) for row in layout.rows if (row.method, row.label) in held]
-        return [(Row(method, label), label) for method, label in dict.fromkeys(known + held)]
-    rows = []
-    for row in layout.rows:
-        changed = [label for method, label in held if method == row.method and label != method]
-        rows += [(row, row.method)] + [(Row(row.method, label, row.section), label) for label in changed]
-    return rows
-
-
 def _grid(
-    rows: list[tuple[Row, str]], columns: list[Column], records: list[Record], job: _Job
+    rows: list[Line], columns: list[Column], records: list[Record], job: _Job
 ) -> tuple[list[Head], list[list[Cell]]]:
     """Heads and cells (columns, rows) of the tasks alone; what is no number goes into the job's gaps."""
     metrics = _metrics(records)
-    found: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    found: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
-        found[str(record["method"]), str(record["label"]), str(record["task"])].append(record)
-    heads = [Head(c.task, c.label, c.section, (c.task,), *metrics.get(c.task, ("", True)), False) for c in columns]
-    grid = [
-        [_cell(found[row.method, label, column.task], row, column, unit_of(head.metric), job) for row, label in rows]
-        for column, head in zip(columns, heads, strict=True)
+        found[str(record["method"]), str(record["task"])].append(record)
+    heads = [
+        Head(
+            column.key,
+            column.label,
+            column.section,
+            (column.key,),
+            *metrics.get(column.task, ("", True)),
+            is_mean=False,
+            task=column.task,
+            fraction=column.label_fractions[0] if len(column.label_fractions) == 1 else None,
+        )
+        for column in columns
     ]
+    grid = []
+    for column, head in zip(columns, heads, strict=True):
+        cells = []
+        for line in rows:
+            own = [
+                record
+                for record in found[line.row.method, column.task]
+                if column.takes(fraction_of(record)) and line.holds(record)
+            ]
+            cells.append(_cell(own, line, column, unit_of(head.metric), job))
+        grid.append(cells)
     return heads, grid
 
 
@@ -242,11 +182,11 @@ def _metrics(records: list[Record]) -> dict[str, Metric]:
     return found
 
 
-def _cell(records: list[Record], row: Row, column: Column, unit: str, job: _Job) -> Cell:
+def _cell(records: list[Record], line: Line, column: Column, unit: str, job: _Job) -> Cell:
     """All repetitions of one row on one task, each the mean over the column's label fractions."""
     repetitions: dict[tuple[int, int], dict[float, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        repetitions[int(record["seed"]), int(record.get("fold") or 0)][_fraction(record)].append(record)
+        repetitions[int(record["seed"]), int(record.get("fold") or 0)][fraction_of(record)].append(record)
     needed, most = max(1, len(column.label_fractions)), 0
     values, seeds, used, failures = [], [], [], []
     for (seed, _), by_fraction in sorted(repetitions.items()):
@@ -256,7 +196,7 @@ def _cell(records: list[Record], row: Row, column: Column, unit: str, job: _Job)
             if status == DONE:
                 good.append(record)
             else:
-                failures.append(Gap(status, row.label, column.label, seed, reason))
+                failures.append(Gap(status, line.row.label, column.label, seed, reason))
         most = max(most, len(good))
         if len(good) == needed:
             values.append(average([float(record["score"]) for record in good]) * _SCALES[unit])
@@ -264,13 +204,41 @@ def _cell(records: list[Record], row: Row, column: Column, unit: str, job: _Job)
             used += good
     job.gaps += failures
     if values:
-        stale = any(map(job.is_stale, used))
-        return Cell(unit=unit, values=tuple(values), seeds=tuple(seeds), mean=average(values), stale=stale)
+        return Cell(
+            unit=unit,
+            values=tuple(values),
+            seeds=tuple(seeds),
+            mean=average(values),
+            stale=any(map(job.is_stale, used)),
+            leaks=_leaks(used, column, job),
+            data=" ".join(sorted({str(record.get("dataset_fingerprint") or "") for record in used})),
+        )
     if most:
         return Cell(PART, detail=f"{most}/{needed}")
     if failures:
         return Cell(min((gap.status for gap in failures), key=words.gravity))
-    return Cell(UNAVAILABLE if job.layout.values.get((row.method, column.task), 0.0) is None else MISSING)
+    return _absent(line, column, job)
+
+
+def _absent(line: Line, column: Column, job: _Job) -> Cell:
+    """What stands where there is no record."""
+    why = job.unavailable.get((line.row.method, column.task))
+    if why is not None:
+        job.gaps.append(Gap(UNAVAILABLE, line.row.label, column.label, None, why))
+        return Cell(UNAVAILABLE)
+    printed = job.layout.values.get((line.row.key, column.key), 0.0)
+    return Cell(UNAVAILABLE if printed is None and line.label is None else MISSING)
+
+
+def _leaks(records: list[Record], column: Column, job: _Job) -> tuple[str, ...]:
+    """The kinds of leak between the corpora of some records and their task, the gravest first."""
+    kinds = set()
+    for record in records:
+        for kind, text in record.get("leaks") or ():
+            if kind in LEAKS:
+                kinds.add(str(kind))
+                job.leaks.setdefault((str(kind), str(text)), {})[column.label] = None
+    return tuple(kind for kind in LEAKS if kind in kinds)
 
 
 def _one(candidates: list[Record], job: _Job) -> tuple[Record, str, str]:
@@ -331,13 +299,15 @@ def _mean_cell(cells: Sequence[Cell], common: list[int], mixed: bool) -> Cell:
         seeds=parts[0].seeds if same else (),
         mean=average([cell.mean for cell in parts if cell.mean is not None]),
         stale=any(cell.stale for cell in parts),
+        leaks=tuple(kind for kind in LEAKS if any(kind in cell.leaks for cell in parts)),
+        data=" ".join(cell.data for cell in parts).strip(),
     )
 
 
 def _best_marked(cells: list[Cell], head: Head) -> list[Cell]:
-    """A column with its tie group marked, unless it has one number only or some number without repetitions."""
+    """A column with its tie group marked, unless it has one number only, other data or a number without repetitions."""
     scored = [cell for cell in cells if cell.mean is not None]
-    if len(scored) < 2 or any(cell.n < 2 for cell in scored):
+    if len(scored) < 2 or any(cell.n < 2 for cell in scored) or has_other_data(scored):
         return cells
     best = (max if head.higher_is_better else min)(scored, key=lambda cell: cell.mean or 0.0)
     return [
@@ -360,11 +330,11 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return float(2.0 * stdtr(freedom, -abs(difference) / math.sqrt(sum(errors))))
 
 
-def _compared(cell: Cell, row: tuple[Row, str], head: Head, condition: Condition, job: _Job) -> Cell:
+def _compared(cell: Cell, line: Line, head: Head, condition: Condition, job: _Job) -> Cell:
     """The cell with the published number beside it; a row with changed hyper-parameters has none."""
     assert job.published is not None
-    printed, key = job.published, (row[0].method, head.name)
-    if row[1] != row[0].method or key not in printed.values:
+    printed, key = job.published, (line.row.key, head.name)
+    if line.label not in (None, line.row.method) or key not in printed.values:
         return cell
     value = printed.values[key]
     if value is None:

@@ -7,14 +7,17 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from bench.registry import suggest
-from bench.spec import SCHEMA, BenchError, TaskSpec
+from bench.spec import SCHEMA, BenchError, TaskSpec, Value, label_of
 
 Record = Mapping[str, Any]
 REQUIRED = ("method", "label", "task", "backbone", "budget", "protocol", "label_fraction", "seed", "status", "cell_key")
+_SHARED = ("columns", "means", "conditions", "unit", "tolerance")  # taken from the layout that another is `like`
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +30,15 @@ class Column:
     section: str = ""
     corpus: str = ""  # the corpus of the publication; another one makes a panel of its own
     label_fractions: tuple[float, ...] = ()  # several: the column is the mean over all of them
+    name: str = ""  # of its numbers; needed where a task has several columns
+
+    @property
+    def key(self) -> str:
+        return self.name or self.task
+
+    def takes(self, fraction: float) -> bool:
+        """Whether records of its task with this label fraction stand under it."""
+        return not self.label_fractions or fraction in self.label_fractions
 
 
 @dataclass(frozen=True)
@@ -35,16 +47,39 @@ class Mean:
 
     name: str
     label: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...]  # keys of columns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method with its hyper-parameters; `label` is printed."""
+    """One method, where given with changed hyper-parameters or on a backbone of its own; `label` is printed."""
 
     method: str
     label: str
     section: str = ""
+    name: str = ""  # of its numbers; needed where a method has several rows
+    set: Mapping[str, Value] = field(default_factory=dict)  # hyper-parameters; a default may be named too
+    backbone: str = ""  # empty: that of its panel
+
+    @property
+    def key(self) -> str:
+        return self.name or self.method
+
+    def answers(self, record: Record) -> bool:
+        """Whether a record is of this method with these hyper-parameters, and on this backbone."""
+        if record["method"] != self.method or self.backbone not in ("", record["backbone"]):
+            return False
+        used = record.get("hparams")
+        if not isinstance(used, Mapping):
+            return bool(record["label"] == label_of(self.method, self.set))
+        agrees = all(used.get(name) == value for name, value in self.set.items())
+        return agrees and record["label"] in self._labels
+
+    @cached_property
+    def _labels(self) -> frozenset[str]:
+        """What records may be labelled, whichever of `set` are defaults."""
+        parts = (part for count in range(len(self.set) + 1) for part in combinations(self.set.items(), count))
+        return frozenset(label_of(self.method, dict(part)) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -58,12 +93,18 @@ class Layout:
     means: tuple[Mean, ...] = ()
     rows: tuple[Row, ...] = ()
     open: bool = False  # rows and columns are those that records hold
+    counted: str = ""  # "parameters": its numbers are counted, not taken from records
     conditions: Mapping[str, str] = field(default_factory=dict)  # of the publication: backbone, budget, protocol
     unit: str = "%"  # of the published numbers
     tolerance: float | None = None  # largest difference from a published number that counts as agreement, in `unit`
     notes: tuple[str, ...] = ()  # on the publication
     values: Mapping[tuple[str, str], float | None] = field(default_factory=dict)
-    """Published numbers by (method, column), in `unit`; None where the publication prints none."""
+    """Published numbers by key of row and column, in `unit`; None where the publication says that there is none."""
+
+    @property
+    def own_backbones(self) -> bool:
+        """Whether rows say their backbones, so that one panel holds several."""
+        return any(row.backbone for row in self.rows)
 
 
 def load_layouts() -> dict[str, Path]:
@@ -91,17 +132,26 @@ def load_published(name: str) -> Layout:
 
 
 def read_layout(path: Path) -> Layout:
-    """The layout in a TOML file with the numbers of the CSV beside it; unknown and missing fields are errors."""
+    """The layout in a TOML file with the numbers of the CSV beside it; unknown and missing fields are errors.
+
+    `like = "NAME"` takes the columns, means and conditions that the file does not have from the layout NAME beside it.
+    """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BenchError(f"{path} is not valid TOML: {error}") from None
+    model = data.pop("like", None)
     try:
         for name, kind in (("columns", Column), ("means", Mean), ("rows", Row)):
             data[name] = tuple(kind(**_frozen(entry)) for entry in data.get(name, ()))
         layout = Layout(name=path.stem, **_frozen(data))
     except TypeError as error:
         raise BenchError(f"{path.name}: {str(error).replace('.__init__()', '')}") from None
+    if model is not None:
+        base = read_layout(path.with_name(f"{model}.toml"))
+        layout = replace(layout, **{name: getattr(base, name) for name in _SHARED if not data.get(name)})
     _check(layout, path)
     numbers = path.with_suffix(".csv")
     return replace(layout, values=_read_numbers(numbers)) if numbers.is_file() else layout
@@ -112,10 +162,13 @@ def _frozen(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(layout: Layout, path: Path) -> None:
-    names = Counter([column.task for column in layout.columns] + [mean.name for mean in layout.means])
-    for name, count in names.items():
-        if count > 1:
-            raise BenchError(f"{path.name} names the column {name!r} twice")
+    names = Counter([column.key for column in layout.columns] + [mean.name for mean in layout.means])
+    if layout.counted not in ("", "parameters"):
+        raise BenchError(f"{path.name}: only parameters can be counted, not {layout.counted!r}")
+    for kind, counts in (("column", names), ("row", Counter(row.key for row in layout.rows))):
+        for name, count in counts.items():
+            if count > 1:
+                raise BenchError(f"{path.name} names the {kind} {name!r} twice; give each a name of its own")
     for mean in layout.means:
         for task in mean.tasks:
             if task not in names:
@@ -127,12 +180,13 @@ def _read_numbers(path: Path) -> dict[tuple[str, str], float | None]:
         rows = list(csv.DictReader(stream))
     values: dict[tuple[str, str], float | None] = {}
     for row in rows:
-        method = row.pop("method")
+        name = row.pop("method", None) or row.pop("row", None) or ""
         for column, text in row.items():
             try:
-                values[method, column] = None if text == "-" else float(text)
+                if text != "":
+                    values[name, column] = None if text == "-" else float(text)
             except (TypeError, ValueError):
-                raise BenchError(f"{path.name}: {method}, {column}: {text!r} is neither a number nor '-'") from None
+                raise BenchError(f"{path.name}: {name}, {column}: {text!r} is neither a number nor '-'") from None
     return values
 
 

@@ -8,12 +8,23 @@ from itertools import groupby
 
 from bench.spec import DONE, SCHEMA
 from bench.table.layout import REQUIRED, Column, Layout, Record, is_usable
-from bench.table.panel import MARKS, MISSING, PART, SIGNIFICANCE, UNAVAILABLE, Condition, Gap, Panel, unit_of
+from bench.table.panel import (
+    LEAKS,
+    MARKS,
+    MISSING,
+    PART,
+    SIGNIFICANCE,
+    UNAVAILABLE,
+    Condition,
+    Gap,
+    Panel,
+    has_other_data,
+    unit_of,
+)
 
 PHANTOM = "phantom: generated images, not data"
 MEANINGS = {
     MISSING: "no record",
-    UNAVAILABLE: "the publication prints no number",
     "ambiguous": "several records with different keys answer to the same label and seed",
     "no common task": "no task that all compared rows have",
     "mixed metrics": "the tasks have different metrics, which have no mean",
@@ -61,32 +72,62 @@ def title(name: str, panel: Panel) -> str:
     return " · ".join(parts)
 
 
-def header(panel: Panel, columns: list[Column], held: list[Column], corpus_of: Mapping[str, str]) -> str:
-    """The panel's condition in one line; `held` are the columns with records, `corpus_of` their corpora by task."""
+def header(panel: Panel, columns: list[Column], records: list[Record]) -> str:
+    """The panel's condition in one line."""
     condition = panel.condition
-    corpora = _per_column({column.task: corpus_of[column.task] for column in held if column.task in corpus_of}, columns)
-    labels = (
-        [_labels((condition.label_fraction,))]
-        if condition.label_fraction is not None
-        else _per_column({column.task: _labels(column.label_fractions) for column in held}, columns)
-    )
+    corpus_of, held = _corpora(records), {str(record["task"]) for record in records}
+    corpora = _per_column({c.key: corpus_of[c.task] for c in columns if c.task in held & set(corpus_of)}, columns)
     parts = [
         (f"corpus {', '.join(corpora)}" if corpora else "no corpus") + (" (phantom)" if condition.phantom else ""),
+        f"data {panel.data}" if panel.data else "",
         condition.backbone,
         condition.budget,
         condition.protocol,
-        "; ".join(labels),
+        _labels_used(condition, columns, held),
         f"{'seed' if len(panel.seeds) == 1 else 'seeds'} {ranges(panel.seeds)}",
     ]
-    return " · ".join(parts)
+    return " · ".join(part for part in parts if part)
+
+
+def _corpora(records: list[Record]) -> dict[str, str]:
+    """The corpus of every task, with the number of images that were left out of it."""
+    found: dict[str, str] = {}
+    for record in records:
+        if record.get("corpus"):
+            lost = int(record.get("dropped") or 0)
+            less = f" ({count(lost, 'leaked image')} left out)" if lost else ""
+            found[str(record["task"])] = f"{record['corpus']}{less}"
+    return found
+
+
+def presence(records: Iterable[Record], columns: Iterable[Column]) -> str:
+    """`NAME (14/45)`: the images of real datasets that were there, where records say so."""
+    found: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for record in records:
+        if record.get("expected") and not record.get("phantom"):
+            found[str(record["task"])].add((int(record.get("present") or 0), int(record["expected"])))
+    return ", ".join(
+        f"{task} ({', '.join(f'{present}/{expected}' for present, expected in sorted(found[task]))})"
+        for task in dict.fromkeys(column.task for column in columns)
+        if task in found
+    )
+
+
+def _labels_used(condition: Condition, columns: list[Column], held: set[str]) -> str:
+    if condition.label_fraction is not None:
+        return _labels((condition.label_fraction,))
+    used = {column.key: _labels(column.label_fractions) for column in columns if column.task in held}
+    if any(number > 1 for number in Counter(column.task for column in columns).values()):
+        return "labels as the columns say"
+    return "; ".join(_per_column(used, columns))
 
 
 def _per_column(said: Mapping[str, str], columns: list[Column]) -> list[str]:
     """What is said of tasks, each with the columns it holds for unless it is the same for all."""
     named: dict[str, list[int]] = defaultdict(list)
     for at, column in enumerate(columns):
-        if column.task in said:
-            named[said[column.task]].append(at)
+        if column.key in said:
+            named[said[column.key]].append(at)
     if len(named) < 2:
         return list(named)
     return [f"{text} for {_span(places, columns)}" for text, places in named.items()]
@@ -140,14 +181,16 @@ def notes(
     gaps: list[Gap],
     superseded: int,
     footnotes: Mapping[str, str],
+    said: list[str],
 ) -> list[str]:
-    """Every line under a panel, in reading order; `footnotes` are the numbers by footnote."""
+    """Every line under a panel, in reading order; `footnotes` are the numbers by footnote, `said` is on the data."""
     lines = _metric_notes(panel)
     if panel.n > 1:
         lines.append(f"mean ± standard deviation over n = {panel.n} seeds; another n stands with the number.")
     lines += _mean_notes(panel, layout)
     lines += _best_notes(panel)
     lines += [f"selected by: {selection}" for selection in panel.selections]
+    lines += said
     lines += _gap_notes(panel, gaps)
     if any(cell.stale for cell in panel.cells):
         lines.append("‡ made by another version of the method's or the task's source than the present one.")
@@ -156,6 +199,37 @@ def notes(
     if published is not None:
         lines += _difference_notes(panel, published)
     return lines + [f"[{number}] {note}" for note, number in footnotes.items()]
+
+
+def data_notes(records: list[Record], columns: list[Column], panel: Panel) -> list[str]:
+    """What was left out of corpora, how partial datasets were split, and where rows have not the same data."""
+    dropped = {(str(record["corpus"]), int(record["dropped"])) for record in records if record.get("dropped")}
+    lines = [
+        f"--drop-leaks left {count(lost, 'image')} of {corpus} out: what any labelled dataset under the data root "
+        "holds, whichever tasks were asked for."
+        for corpus, lost in sorted(dropped)
+    ]
+    for column in {column.task: column for column in columns}.values():
+        own = [record for record in records if record["task"] == column.task and not record.get("phantom")]
+        partial = {
+            (int(record.get("present") or 0), int(record["expected"]), str(record.get("rule") or ""))
+            for record in own
+            if int(record.get("present") or 0) < int(record.get("expected") or 0)
+        }
+        for present, expected, rule in sorted(partial):
+            split = rule or "the official split"
+            lines.append(f"{column.task}: {present} of {expected} images are there; {split}.")
+    mixed = [head.label for head, cells in panel.columns if has_other_data(cells)]
+    if mixed:
+        lines.append(f"{', '.join(mixed)}: the rows have not all the same data, so they do not compare.")
+    return lines
+
+
+def leak_notes(leaks: Mapping[tuple[str, str], Iterable[str]]) -> list[str]:
+    """One line per leak: its mark, what is shared, and the columns it concerns."""
+    order = list(LEAKS)
+    ordered = sorted(leaks.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    return [f"{LEAKS[kind]} {text} ({', '.join(columns)})." for (kind, text), columns in ordered]
 
 
 def _metric_notes(panel: Panel) -> list[str]:
@@ -186,7 +260,8 @@ def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
 def _best_notes(panel: Panel) -> list[str]:
     lines, unmarked = [], []
     for head, cells in panel.columns:
-        if sum(cell.mean is not None for cell in cells) > 1 and not any(cell.best for cell in cells):
+        several = sum(cell.mean is not None for cell in cells) > 1
+        if several and not has_other_data(cells) and not any(cell.best for cell in cells):
             unmarked.append(head.label)
     if any(cell.best for cell in panel.cells):
         lines.append(
@@ -207,7 +282,9 @@ def _gap_notes(panel: Panel, gaps: list[Gap]) -> list[str]:
     for gap in gaps:
         reasons[gap.status][gap.reason].append(gap)
     ordered = sorted(shown | set(reasons), key=lambda status: (gravity(status), status))
-    return [line for status in ordered for line in _reason_notes(status, reasons[status])]
+    unprinted = any(cell.published_status == UNAVAILABLE for cell in panel.cells) or UNAVAILABLE in shown - set(reasons)
+    lines = [line for status in ordered for line in _reason_notes(status, reasons[status])]
+    return lines + ([f"{MARKS[UNAVAILABLE]} = {UNAVAILABLE}, the publication prints no number."] if unprinted else [])
 
 
 def _reason_notes(status: str, reasons: Mapping[str, list[Gap]]) -> list[str]:
@@ -218,7 +295,7 @@ def _reason_notes(status: str, reasons: Mapping[str, list[Gap]]) -> list[str]:
     if status in MEANINGS:
         name += f", {MEANINGS[status]}"
     if not reasons:
-        return [f"{name}."]
+        return [] if status == UNAVAILABLE else [f"{name}."]
     ordered = sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [f"{name}: {reason} ({_where(gaps)})" for reason, gaps in ordered[:_REASONS_SHOWN]]
     left = len(ordered) - _REASONS_SHOWN
@@ -226,7 +303,8 @@ def _reason_notes(status: str, reasons: Mapping[str, list[Gap]]) -> list[str]:
 
 
 def _where(gaps: list[Gap]) -> str:
-    first = f"{gaps[0].label} on {gaps[0].column}, seed {gaps[0].seed}"
+    seed = "" if gaps[0].seed is None else f", seed {gaps[0].seed}"
+    first = f"{gaps[0].label} on {gaps[0].column}{seed}"
     return first if len(gaps) == 1 else f"{first}, and {len(gaps) - 1} more"
 
 
@@ -235,9 +313,9 @@ def departures(condition: Condition, tasks: Iterable[str], published: Layout) ->
     said = [
         f"{name} {getattr(condition, name)} instead of {value}"
         for name, value in published.conditions.items()
-        if getattr(condition, name) != value
+        if getattr(condition, name) not in ("", value)
     ]
-    columns = {column.task: column for column in published.columns}
+    columns = {column.key: column for column in published.columns}
     for column in (columns[task] for task in tasks if task in columns):
         if condition.corpus and column.corpus and condition.corpus != column.corpus:
             said.append(f"corpus {condition.corpus} instead of {column.corpus}")

@@ -10,6 +10,7 @@ from functools import cached_property
 from bench.spec import BLOCKED, DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT
 
 MISSING, UNAVAILABLE, PART = "missing", "not available", "part of the label fractions"
+LEAKS = {"test": "†", "train": "§", "known": "¶"}  # kind of leak -> mark behind the number; the gravest first
 SIGNIFICANCE = 0.05  # two-sided, of Welch's t-test
 MARKS = {  # status -> what stands in the cell; the gravest first
     MISSING: "–",
@@ -31,7 +32,7 @@ MARKS = {  # status -> what stands in the cell; the gravest first
 class Condition:
     """What the numbers of one panel have in common."""
 
-    backbone: str
+    backbone: str  # "": as the layout's rows say
     budget: str
     protocol: str
     phantom: bool
@@ -51,6 +52,8 @@ class Cell:
     mean: float | None = None
     best: bool = False
     stale: bool = False  # made by other source than the present one
+    leaks: tuple[str, ...] = ()  # kinds, as in LEAKS: what its corpus shares with its task
+    data: str = ""  # fingerprint of the dataset, where records name it; several where repetitions differ
     published: float | None = None
     published_status: str = ""  # done, not available; empty: no publication asked for
     difference: float | None = None  # ours minus published
@@ -81,6 +84,8 @@ class Head:
     metric: str
     higher_is_better: bool
     is_mean: bool
+    task: str = ""  # of a task's own column
+    fraction: float | None = None  # of the labels, where each column of a task has its own
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Panel:
     seeds: tuple[int, ...]
     n: int  # usual number of repetitions
     selections: tuple[str, ...]
+    data: str  # `task (present/expected)` of real datasets, where records say so
     heads: tuple[Head, ...]
     rows: tuple[PanelRow, ...]
     against: bool  # published numbers beside ours
@@ -133,8 +139,13 @@ class Gap:
     status: str
     label: str
     column: str
-    seed: int
+    seed: int | None  # None: of every seed
     reason: str
+
+
+def has_other_data(cells: Sequence[Cell]) -> bool:
+    """Whether the numbers of a column come from different versions of a dataset."""
+    return len({cell.data for cell in cells if cell.mean is not None}) > 1
 
 
 def unit_of(metric: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from bench.registry import suggest
 from bench.spec import BenchError
 from bench.table.notes import ranges
-from bench.table.panel import MARKS, UNAVAILABLE, Cell, Condition, Head, Panel, PanelRow, Table
+from bench.table.panel import LEAKS, MARKS, UNAVAILABLE, Cell, Condition, Head, Panel, PanelRow, Table
 
 
 class _Sectioned(Protocol):
@@ -61,6 +61,11 @@ def _published(cell: Cell) -> str:
     if cell.difference is None:
         return f"{cell.published:.2f}"
     return f"{cell.published:.2f} ({cell.difference:+.2f}{' ≈' if cell.inside else ''})"
+
+
+def _marks(cell: Cell) -> str:
+    """What stands behind a number beside the star of the best."""
+    return "‡" * cell.stale + "".join(LEAKS[kind] for kind in cell.leaks)
 
 
 def _has_published(row: PanelRow) -> bool:
@@ -115,7 +120,7 @@ def _strips(panel: Panel) -> list[_Strip]:
     shares = [-(-(len(name) + 2) // len(heads)) if name else 0 for name, heads in _sections(panel.heads) for _ in heads]
     strips = []
     for (head, cells), share in zip(panel.columns, shares, strict=True):
-        marks = ["*" * cell.best + "‡" * cell.stale for cell in cells]
+        marks = ["*" * cell.best + _marks(cell) for cell in cells]
         room = max(map(len, marks))
         numbers = [_number(cell, panel.n) + mark.ljust(room) for cell, mark in zip(cells, marks, strict=True)]
         published = [_published(cell) + " " * room for cell in cells]
@@ -182,7 +187,7 @@ class _Markup:
         lines = [[self.escape(row.label) + (self.note.format(row.note) if row.note else "")]]
         for cell in row.cells:
             text = self.escape(_number(cell, usual))
-            lines[0].append((self.best.format(text) if cell.best else text) + self.escape("‡" * cell.stale))
+            lines[0].append((self.best.format(text) if cell.best else text) + self.escape(_marks(cell)))
         if _has_published(row):
             lines.append([self.published, *(self.escape(_published(cell)) for cell in row.cells)])
         return lines
@@ -228,6 +233,9 @@ _TEX = {character: "\\" + character for character in "&%$#_{}"} | {
     "≈": r"$\approx$",
     "·": r"$\cdot$",
     "‡": r"\ddag{}",
+    "†": r"\dag{}",
+    "§": r"\S{}",
+    "¶": r"\P{}",
     "≥": r"$\geq$",
     "*": "{*}",  # a star or bracket after a line break would be read as its argument
     "[": "{[}",
@@ -296,7 +304,7 @@ def _csv(table: Table) -> str:
     An empty label fraction means that of the layout's columns.
     """
     lines = [_csv_line(panel, row) for panel in table.panels for row in panel.rows]
-    first = [*(part.name for part in fields(Condition)), "seeds", "selection", "section", "method", "label"]
+    first = [*(part.name for part in fields(Condition)), "seeds", "selection", "data", "section", "method", "label"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys([*first, *chain(*lines)])), restval="", lineterminator="\n")
     writer.writeheader()
@@ -307,14 +315,16 @@ def _csv(table: Table) -> str:
 def _csv_line(panel: Panel, row: PanelRow) -> dict[str, Any]:
     line = asdict(panel.condition) | {"corpus": " ".join(panel.corpora), "seeds": ranges(panel.seeds)}
     line |= {"selection": " | ".join(panel.selections), "phantom": "phantom" if panel.condition.phantom else "data"}
-    line |= {"section": row.section, "method": row.method, "label": row.label}
+    line |= {"data": panel.data, "section": row.section, "method": row.method, "label": row.label}
     for head, cell in zip(panel.heads, row.cells, strict=True):
         values: dict[str, str | int] = {
             "": _two(cell.mean),
             "_std": _two(cell.std),
             "_n": "" if cell.mean is not None and not cell.n else cell.n,
             "_status": f"{cell.status} ({cell.detail})" if cell.detail else cell.status,
-            "_marks": " ".join(name for name in ("best", "stale") if getattr(cell, name)),
+            "_marks": " ".join(
+                [name for name in ("best", "stale") if getattr(cell, name)] + [f"leak:{kind}" for kind in cell.leaks]
+            ),
         }
         if panel.against:
             values |= {"_published": _two(cell.published), "_difference": _two(cell.difference)}

@@ -1,0 +1,159 @@
+"""Which records a table shows, which of them share a panel, and which rows and columns they fill."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.table import notes as words
+from bench.table.layout import Column, Layout, Record, Row
+from bench.table.panel import Condition
+
+
+def fraction_of(record: Record) -> float:
+    return round(float(record["label_fraction"]), 6)
+
+
+def dropped_of(record: Record) -> int:
+    """Images that were left out of a record's corpus because a labelled dataset holds them too."""
+    return int(record.get("dropped") or 0)
+
+
+def inside(records: list[Record], layout: Layout) -> tuple[list[Record], list[str]]:
+    """The records that a closed layout shows, and a sentence on every kind that it does not."""
+    if layout.open:
+        return records, []
+    columns: dict[str, list[Column]] = defaultdict(list)
+    for column in layout.columns:
+        columns[column.task].append(column)
+    methods = {row.method for row in layout.rows}
+    backbones = {row.backbone for row in layout.rows}
+    shown: list[Record] = []
+    outside: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        of_task, share = columns.get(str(record["task"]), []), fraction_of(record)
+        if not of_task:
+            outside["tasks"].append(str(record["task"]))
+        elif record["method"] not in methods:
+            outside["methods"].append(str(record["method"]))
+        elif not any(column.takes(share) for column in of_task):
+            outside["label fractions"].append(f"{of_task[0].label} at {words.percent(share)}")
+        elif "" not in backbones and record["backbone"] not in backbones:
+            outside["backbones"].append(str(record["backbone"]))
+        else:
+            shown.append(record)
+    return shown, [words.not_shown(what, names) for what, names in outside.items()]
+
+
+# --------------------------------------------------------------------------------------------------------------- panels
+
+
+def _several(records: list[Record]) -> set[str]:
+    """Corpora that records used both whole and with images left out."""
+    variants: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        variants[str(record.get("corpus"))].add(dropped_of(record))
+    return {corpus for corpus, numbers in variants.items() if len(numbers) > 1}
+
+
+def _condition(record: Record, column: Column | None, layout: Layout, several: Collection[str]) -> Condition:
+    corpus = record.get("corpus") or None
+    as_printed = column is not None and corpus is not None and corpus == column.corpus and corpus not in several
+    if corpus in several and dropped_of(record):
+        corpus = f"{corpus} less {words.count(dropped_of(record), 'leaked image')}"
+    return Condition(
+        backbone="" if layout.own_backbones else str(record["backbone"]),
+        budget=str(record["budget"]),
+        protocol=str(record["protocol"]),
+        phantom=bool(record.get("phantom")),
+        corpus="" if as_printed else corpus,
+        label_fraction=None if column is not None and column.label_fractions else fraction_of(record),
+    )
+
+
+def split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[Record]]]:
+    """Records by condition, in a fixed order. What used no corpus joins every panel that agrees otherwise."""
+    several = _several(records)
+    groups: dict[Condition, list[Record]] = defaultdict(list)
+    for record in records:
+        column = next(
+            (item for item in layout.columns if item.task == record["task"] and item.takes(fraction_of(record))), None
+        )
+        groups[_condition(record, column, layout, several)].append(record)
+    for loose in [condition for condition in groups if condition.corpus is None]:
+        group, homed = groups.pop(loose), set()
+        for host in [host for host in groups if _joins(loose, host, groups[host])]:
+            tasks = {record["task"] for record in (groups[host] if layout.open else group)}
+            groups[host] = groups[host] + [record for record in group if record["task"] in tasks]
+            homed |= tasks
+        if alone := [record for record in group if record["task"] not in homed]:
+            groups[loose] = alone
+
+    def place(condition: Condition) -> tuple[Any, ...]:
+        names = (condition.phantom, condition.backbone, condition.budget, condition.protocol)
+        return (*names, condition.corpus is None, condition.corpus or "", -(condition.label_fraction or 0.0))
+
+    return sorted(groups.items(), key=lambda item: place(item[0]))
+
+
+def _joins(loose: Condition, host: Condition, records: list[Record]) -> bool:
+    """Whether what used no corpus was judged as the host's records were: budgets may differ in pretraining alone."""
+    judged = {str(record.get("transfer_budget", record["budget"])) for record in records}
+    return (
+        host.corpus is not None
+        and replace(host, corpus=None, budget=loose.budget) == loose
+        and judged == {loose.budget}
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- rows and columns
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row as it is printed, and the label of the records that stand in it; None: those that the row describes."""
+
+    row: Row
+    label: str | None
+
+    def holds(self, record: Record) -> bool:
+        if self.label is None:
+            return self.row.answers(record)
+        same = record["method"] == self.row.method and record["label"] == self.label
+        return same and self.row.backbone in ("", record["backbone"])
+
+
+def lines(records: list[Record], layout: Layout, unavailable: Mapping[tuple[str, str], str]) -> list[Line]:
+    """Rows as printed.
+
+    A closed layout prints its own rows as they are; below them, hyper-parameters that it does not name get their own.
+    An open one prints what records hold, and what is not available on their tasks.
+    """
+    held = sorted({(str(record["method"]), str(record["label"])) for record in records})
+    if layout.open:
+        tasks = {record["task"] for record in records}
+        absent = {method for method, task in unavailable if task in tasks} - {method for method, _ in held}
+        known = [(row.method, row.label) for row in layout.rows if (row.method, row.label) in held]
+        more = [(method, method) for method in sorted(absent)]
+        return [Line(Row(method, label), label) for method, label in dict.fromkeys([*known, *held, *more])]
+    strange = [record for record in records if not any(row.answers(record) for row in layout.rows)]
+    found: list[Line] = []
+    for at, row in enumerate(layout.rows):
+        found.append(Line(row, None))
+        last = all(later.method != row.method for later in layout.rows[at + 1 :])
+        labels = {(str(r["label"]), str(r["backbone"])) for r in strange if last and r["method"] == row.method}
+        for label, backbone in sorted(labels):
+            own = backbone if layout.own_backbones else ""
+            printed = f"{label}, {own}" if own else label
+            found.append(Line(Row(row.method, printed, row.section, backbone=own), label))
+    return found
+
+
+def shown_columns(records: list[Record], layout: Layout) -> list[Column]:
+    if not layout.open:
+        return list(layout.columns)
+    held = {str(record["task"]) for record in records}
+    known = [column for column in layout.columns if column.task in held]
+    return known + [Column(task, task) for task in sorted(held - {column.task for column in known})]
