@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bench import data, nets, store, views
-from bench.registry import Registry, hparams_of, load
+from bench import data, nets, parallel, store, views, weights
+from bench.ranks import Team
+from bench.registry import Registry, hparams_of, load, scan
 from bench.spec import (
     CellError,
     CellInterrupted,
@@ -139,55 +140,67 @@ def set_up(site: Site) -> Fabric:
     """Fabric on the site's device, deterministic, with the site's number of threads."""
     from lightning_fabric import Fabric
 
-    torch.set_num_threads(site.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    settle(site)
     kind, _, index = site.device.partition(":")
     if kind != "cuda":
         return Fabric(accelerator="cpu", devices=1, precision="32-true")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return Fabric(accelerator="cuda", devices=[int(index or 0)], precision="bf16-mixed")
 
 
-def build_method(cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus) -> nn.Module:
+def settle(site: Site) -> None:
+    """The site's number of threads, and what makes torch deterministic."""
+    torch.set_num_threads(site.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def preparing(report: Report) -> Callable[[int, int], None]:
+    """Tells how far the images are prepared, in the words of a step."""
+    return lambda done, count: report({"phase": "preparing images", "step": done, "steps": count, "losses": {}})
+
+
+def build_method(cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus | None) -> nn.Module:
     """The method on a fresh encoder; every method of a repetition starts from the same encoder."""
     torch.manual_seed(derive(cell.seed, "backbone", cell.backbone, cell.channels))
     backbone = nets.Backbone(cell.backbone, cell.channels)
     torch.manual_seed(derive(cell.seed, "method", cell.method))
-    info = CorpusInfo(
-        len(corpus), cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps, corpus.classes
-    )
+    size, classes = (0, 0) if corpus is None else (len(corpus), corpus.classes)
+    info = CorpusInfo(size, cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps, classes)
     built: nn.Module = load(spec)(backbone, hparams_of(spec, dict(cell.hparams)), info)
     return built.to(memory_format=torch.channels_last)
 
 
 def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
     """Rows of a memory map, read in their order on disk: (B, C, S, S) in [0, 1]."""
-    read = sorted(set(rows))
-    pixels = torch.from_numpy(images[read])
-    if read != list(rows):
-        place = {row: at for at, row in enumerate(read)}
-        pixels = pixels[[place[row] for row in rows]]
+    pixels = torch.from_numpy(data.take(images, rows))
     return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
-def _views(pixels: Tensor, declared: views.Views, size: int, seed: int) -> list[views.View]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        views.View(views.normalise(view.images).contiguous(memory_format=torch.channels_last), view.affine, view.turns)
-        for view in views.build(pixels, declared, size, generator)
-    ]
-
-
 def make_batch(
-    corpus: data.Corpus, cell: PretrainCell, declared: views.Views, step: int, stage: int, device: torch.device
+    corpus: data.Corpus,
+    cell: PretrainCell,
+    declared: views.Views,
+    step: int,
+    stage: int,
+    device: torch.device,
+    multiple: int = 1,
 ) -> views.Batch:
-    """The views of one step, drawn from (seed, step) alone; labels and views of the second modality where known."""
-    rows, size = data.draw(len(corpus), cell.batch_size, step, cell.seed), view_size(cell.image_size)
-    built = _views(_pixels(corpus.images, rows, device), declared, size, derive(cell.seed, "views", step))
-    pairs = list[views.View]()
-    if corpus.pairs is not None:
-        pairs = _views(_pixels(corpus.pairs, rows, device), declared, size, derive(cell.seed, "pair views", step))
+    """The views of one step, drawn from (seed, step) alone; labels and views of the second modality where known.
+
+    Of several processes each makes its own rows of the one batch; `multiple` is the method's `batch_multiple`.
+    """
+    places = parallel.own_rows(cell.batch_size, multiple)
+    whole = data.draw(len(corpus), cell.batch_size, step, cell.seed)
+    rows = [whole[place] for place in places]
+
+    def made(images: Any, purpose: str) -> list[views.View]:
+        generator = torch.Generator().manual_seed(derive(cell.seed, purpose, step))
+        pixels, size = _pixels(images, rows, device), view_size(cell.image_size)
+        return views.build(pixels, declared, size, generator, views.ready, places, cell.batch_size)
+
+    built = made(corpus.images, "views")
+    pairs = list[views.View]() if corpus.pairs is None else made(corpus.pairs, "pair views")
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows]).to(device)
     return views.Batch(built, torch.tensor(rows), step / cell.steps, stage, labels, pairs)
 
@@ -205,7 +218,8 @@ class Sweep:
         plain, size = views.Views(each=((),)), view_size(self.cell.image_size)
         for first in range(0, len(self.corpus), SWEEP_BATCH):
             rows = list(range(first, min(first + SWEEP_BATCH, len(self.corpus))))
-            images = _views(_pixels(self.corpus.images, rows, self.device), plain, size, 0)[0].images
+            pixels = _pixels(self.corpus.images, rows, self.device)
+            images = views.build(pixels, plain, size, torch.Generator(), views.ready)[0].images
             yield torch.tensor(rows), images
 
 
@@ -217,13 +231,23 @@ class _Run:
 
     def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus, fabric: Fabric) -> None:
         self.cell, self.corpus, self.fabric, self.source = cell, corpus, fabric, spec.origin.sha256
+        self.multiple = spec.batch_multiple
         self.method = build_method(cell, spec, corpus).to(fabric.device)
+        self.network = self._shared()
         self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
         self.declared: views.Views = self.method.views()  # type: ignore[operator]
         self.bounds = stage_bounds(self.recipe, cell.steps)
         self.stage, self.step = -1, 0
         self.optimizer = self._fresh_optimizer()
         self.part_optimizers = [build_optimizer(part, self._parameters(part)) for part in self.recipe.parts]
+
+    def _shared(self) -> nn.Module:
+        """What a step is made with: of several processes, each one's gradients are averaged with the others'."""
+        step = _Step(self.method)
+        if parallel.ranks() == 1:
+            return step
+        parallel.synchronise(self.method)
+        return self.fabric.strategy.setup_module(step)
 
     def _parameters(self, wanted: Part | None) -> list[nn.Parameter]:
         """Trainable parameters of a part of the recipe, or those that are in none."""
@@ -270,6 +294,8 @@ class _Run:
             self.start_epoch(step)
 
     def save(self, folder: Path, step: int) -> None:
+        if parallel.rank() > 0:
+            return
         tensors, plain = dict[str, Tensor](), list[dict[str, Any]]()
         for prefix, optimizer in self._named_optimizers().items():
             packed, settings = pack_optimizer(optimizer, prefix)
@@ -284,6 +310,12 @@ class _Run:
 
     def resume(self, folder: Path) -> int:
         """Steps that were already made, 0 for a fresh start."""
+        made: int = self.fabric.broadcast(self._load(folder) if parallel.rank() == 0 else 0)
+        if made and parallel.rank() > 0:
+            self._load(folder)
+        return made
+
+    def _load(self, folder: Path) -> int:
         found = store.load_checkpoint(folder / CHECKPOINT)
         if found is None or found[1]["key"] != self.cell.key:
             return 0
@@ -302,16 +334,30 @@ class _Run:
 
     def train_step(self) -> dict[str, float]:
         torch.manual_seed(derive(self.cell.seed, "step", self.step))
-        batch = make_batch(self.corpus, self.cell, self.declared, self.step, self.stage, self.fabric.device)
+        device = self.fabric.device
+        batch = make_batch(self.corpus, self.cell, self.declared, self.step, self.stage, device, self.multiple)
         with self.fabric.autocast():
-            parts: dict[str, Tensor] = self.method.training_step(batch)  # type: ignore[operator]
+            parts: dict[str, Tensor] = self.network(batch)
         optimizers = [self.optimizer, *self.part_optimizers]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["loss"])
         for optimizer in optimizers:
             optimizer.step()
-        return {name: float(value.detach()) for name, value in parts.items()}
+        values = parallel.average(torch.stack([value.detach().double() for value in parts.values()]))
+        return dict(zip(parts, values.tolist(), strict=True))
+
+
+class _Step(nn.Module):
+    """A method's step as a forward pass, which is what gradients are averaged around."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: views.Batch) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = self.method.training_step(batch)  # type: ignore[operator]
+        return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
 
 
 def pretrain(
@@ -322,8 +368,27 @@ def pretrain(
     Returns {"steps_run", "steps", "seconds", "loss"}: steps made in this call, seconds of the loop. Raises CellError
     where the loss is not finite; the last good checkpoint stays.
     """
-    fabric = set_up(site)
-    run = _Run(cell, spec, data.open_corpus(cell, registry, site), fabric)
+    if cell.weights:
+        return _bring(cell, spec, folder)
+    corpus = data.open_corpus(cell, registry, site, preparing(report))
+    if site.ranks == 1:
+        return _train(_Run(cell, spec, corpus, set_up(site)), site, folder, report)
+    settle(site)
+    with Team(site, _assist, (cell, site, folder), folder / "log.txt") as fabric:
+        return _train(_Run(cell, spec, corpus, fabric), site, folder, report)
+
+
+def _assist(fabric: Fabric, arguments: tuple[PretrainCell, Site, Path]) -> None:
+    """What a rank above 0 does."""
+    cell, site, folder = arguments
+    settle(site)
+    shelves = scan(site.plugins)
+    corpus = data.open_corpus(cell, shelves, site)
+    _train(_Run(cell, shelves.get("method", cell.method), corpus, fabric), site, folder, lambda facts: None)
+
+
+def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any]:
+    cell = run.cell
     run.method.train()
     start = run.resume(folder)
     began = saved = time.monotonic()
@@ -346,13 +411,30 @@ def pretrain(
         if time.monotonic() - saved > site.checkpoint_seconds and step + 1 < cell.steps:
             run.save(folder, step + 1)
             saved = time.monotonic()
-    export(run.method, cell, folder)
+    if parallel.rank() == 0:
+        export(run.method, cell, folder)
     return {
         "steps": cell.steps,
         "steps_run": cell.steps - start,
         "seconds": time.monotonic() - began,
         "loss": losses.get("loss"),
     }
+
+
+def _bring(cell: PretrainCell, spec: MethodSpec, folder: Path) -> dict[str, Any]:
+    """Leaves the encoder that a method brings along instead of training it.
+
+    Returns what `pretrain` does, and under "weights_match" what `bench.weights.load` says of it. CellError where the
+    weights cannot be had, changed since the run was planned, or are not the whole of the encoder.
+    """
+    began, file = time.monotonic(), Path(cell.weights_file)
+    method = build_method(cell, spec, None)
+    given = weights.read(file, cell.weights) if cell.weights_file else {}
+    facts: dict[str, Any] = method.bring_weights(given)  # type: ignore[operator]
+    export(method, cell, folder)
+    if cell.weights_file:
+        facts = {"file": file.name, **facts}
+    return {"steps": 0, "steps_run": 0, "seconds": time.monotonic() - began, "loss": None, "weights_match": facts}
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bench.metrics import METRICS
-from bench.spec import BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec
+from bench.spec import FILE, LIBRARY, BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec
 
 T = TypeVar("T")
 Spec = MethodSpec | TaskSpec | CorpusSpec
@@ -30,6 +30,7 @@ SPECS: dict[str, type[Any]] = {"method": MethodSpec, "task": TaskSpec, "corpus":
 _SCALARS = ("bool", "int", "float", "str")
 _PLURALS = {"method": "methods", "task": "tasks", "corpus": "corpora"}
 _TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+TOML = ".toml"  # ends the name of a task for a user's own images
 _HOME = Path(__file__).resolve().parent.parent
 
 _objects: dict[tuple[str, str], tuple[str, Any]] = {}  # (kind, name) -> file, decorated object
@@ -143,6 +144,9 @@ def _check(kind: str, spec: Spec) -> None:
     if isinstance(spec, TaskSpec) and spec.metric not in METRICS:
         known = ", ".join(METRICS)
         raise BenchError(f"{kind} {spec.name!r} declares an unknown metric {spec.metric!r}; choose from {known}")
+    if isinstance(spec, MethodSpec) and spec.weights not in ("", LIBRARY, FILE)[: 1 if spec.trains else 3]:
+        more = " beside trains=False" * spec.trains
+        raise BenchError(f"{kind} {spec.name!r} declares weights={spec.weights!r}; it takes library or file{more}")
 
 
 def read_file(path: Path) -> list[tuple[str, Spec]]:
@@ -171,6 +175,13 @@ def read_file(path: Path) -> list[tuple[str, Spec]]:
     return found
 
 
+def read_toml(path: Path) -> list[tuple[str, Spec]]:
+    """The task that a TOML file declares for a user's own images."""
+    from bench.data import own
+
+    return [("task", own.read_task(path))]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x' or 'y'?`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -197,7 +208,7 @@ class Registry:
     def add_file(self, path: Path, *, tolerant: bool = False) -> list[str]:
         """Registers what a file declares and returns the names; `tolerant` notes a broken file instead of raising."""
         try:
-            found = read_file(path)
+            found = read_toml(path) if path.suffix == TOML else read_file(path)
         except BenchError as error:
             if not tolerant:
                 raise
@@ -223,7 +234,7 @@ class Registry:
         """Registers the file `text`, given by path; BenchError where it is missing or declares nothing."""
         path = Path(text).expanduser().resolve()
         if not path.is_file():
-            raise BenchError(f"there is no file {text}; give the path of a .py file with a registry decorator")
+            raise BenchError(f"there is no file {text}; give a .py file with a registry decorator or a .toml of a task")
         names = self.add_file(path)
         if not names:
             raise BenchError(
@@ -242,7 +253,10 @@ class Registry:
         return groups
 
     def select(self, kind: str, expression: str) -> list[str]:
-        """Names chosen by `a,group,gl*b,all,!b,./file.py`, in the order asked, once each; BenchError if unknown."""
+        """Names chosen by `a,group,gl*b,all,!b,./a.py,./b.toml,a:file`, as asked, once each; BenchError if unknown.
+
+        A method that takes a file comes as `name:/path/of/the/file`.
+        """
         shelf, chosen = self._shelf(kind), list[str]()
         tokens = [token.strip() for token in expression.split(",") if token.strip()]
         if not tokens:
@@ -264,13 +278,18 @@ class Registry:
 
     def _resolve(self, kind: str, name: str) -> list[str]:
         shelf, groups = self._shelf(kind), self.groups(kind)
+        method, colon, place = name.partition(":")
+        if kind == "method" and colon and method in shelf:
+            if shelf[method].weights != FILE or not place:
+                raise BenchError(f"{method} {'is written with a file: NAME:PATH' if not place else 'takes no file'}")
+            return [f"{method}:{Path(place).expanduser().absolute()}"]
         if name == "all":
             return list(shelf)
         if name in shelf:
             return [name]
         if name in groups:
             return groups[name]
-        if name.endswith(".py") or "/" in name:
+        if name.endswith((".py", TOML)) or "/" in name:
             return [item for item in self.add_plugin(name) if item in self._shelf(kind)]
         if any(sign in name for sign in "*?["):
             names = fnmatch.filter(shelf, name)
@@ -347,6 +366,10 @@ def _import_file(path: Path) -> ModuleType:
 
 def load(spec: Spec) -> Any:
     """The class or function a declaration stands on, imported now; BenchError naming the file where that fails."""
+    if spec.origin.file.endswith(TOML):
+        from bench.data import own
+
+        return own.loader(Path(spec.origin.file))
     return getattr(_import_file(Path(spec.origin.file)), spec.origin.symbol)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1  # of the records
-LOOP_VERSION = 1  # raised when the meaning of the training loop or of a protocol changes; part of every key
+LOOP_VERSION = 2  # raised when the meaning of the training loop or of a protocol changes; part of every key
 
 Value = bool | int | float | str
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bench import data, metrics, nets, store, views
 from bench.losses import soft_dice
-from bench.pretrain import CHECKPOINT, Report, contiguous, pack_optimizer, set_up, unpack_optimizer
+from bench.pretrain import CHECKPOINT, Report, contiguous, pack_optimizer, preparing, set_up, unpack_optimizer
 from bench.registry import Registry
 from bench.spec import PROTOCOLS, BenchError, CellError, CellInterrupted, Site, TaskSpec, TransferCell, derive, digest
 
@@ -88,7 +88,9 @@ class _Images:
     def take(self, indices: Sequence[int], ops: tuple[views.Op, ...] = (), seed: int = 0) -> tuple[Tensor, Tensor]:
         """Some images and targets, transformed alike: targets are read by nearest neighbour."""
         rows = list(indices)
-        pixels = torch.from_numpy(self.dataset.images[rows]).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        pixels = (
+            torch.from_numpy(data.take(self.dataset.images, rows)).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        )
         target = torch.from_numpy(self.dataset.masks[rows]).to(self.device)[:, None].float()
         if ops:
             generator = torch.Generator().manual_seed(seed)
@@ -417,7 +419,7 @@ def transfer(
     backbone = nets.Backbone(cell.pretrain.backbone, cell.pretrain.channels)
     if weights is not None:
         load_encoder(backbone, weights)
-    images = _Images(data.open_dataset(cell, registry, site), fabric.device)
+    images = _Images(data.open_dataset(cell, registry, site, preparing(report)), fabric.device)
     began = time.monotonic()
     judged = _PROTOCOLS[cell.protocol](cell, task, backbone, images, site, fabric, folder, report)
     test, scores = images.dataset.test, list[float]()

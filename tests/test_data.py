@@ -1,20 +1,21 @@
-"""Fingerprints, decoding, the cache and the splits."""
+"""What is there, fingerprints, partial datasets and splits."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import itertools
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from bench import data, registry
-from bench.spec import BenchError, Site
+from bench.spec import BenchError, PretrainCell, Site, TransferCell, file_digest
 from tests.conftest import GOLDEN, pretrain_cell, textured_images, transfer_cell
 
 
@@ -22,6 +23,66 @@ def _write_images(folder: Path, count: int = 3) -> None:
     folder.mkdir(parents=True)
     for index, image in enumerate(textured_images(count, 40, 3)):
         cv2.imwrite(str(folder / f"{index}.png"), image)
+
+
+PLUGIN = """
+from bench.data import CorpusImage, Sample, read_table
+from bench.registry import corpus, task
+
+TRAIN, TEST = range(12), range(12, 18)
+
+
+@task(
+    "made_up", version=1, kind="segmentation", title="Made up", groups=(), section="", corpus="made_up_corpus",
+    channels=3, metric="dsc", licence="ours", citation="nobody", source="nowhere", revision="1",
+    folders=("made_up", "MadeUp"), layout="0.png with 0_mask.png", train=12, test=6,
+)
+def load(root, split):
+    numbers = TRAIN if split == "train" else TEST
+    return [Sample(f"{n:02}", root / f"{n}.png", (root / f"{n}_mask.png",), f"p{n // 2}") for n in numbers]
+
+
+@corpus(
+    "made_up_corpus", version=1, title="Made up", channels=3, licence="ours", citation="nobody", source="nowhere",
+    folders=("made_up_corpus",), layout="0.png, grades.csv", classes=("none", "mild", "severe"), paired=True,
+)
+def load_corpus(root):
+    grades = {row["image"]: int(row["level"]) for row in read_table(root / "grades.csv", "image", "level")}
+    found = []
+    for path in sorted(root.glob("?.png")):
+        pair = root / f"{path.stem}_pair.png"
+        found.append(CorpusImage(path, grades.get(path.stem), pair if pair.is_file() else None))
+    return found
+"""
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> registry.Registry:
+    """The registry with a task and a corpus of our own."""
+    path = tmp_path_factory.mktemp("plugin") / "made_up.py"
+    path.write_text(PLUGIN)
+    return registry.scan([str(path)])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with both: corpus image `n` is grey of level 10 n, of grade n % 3, its pair the negative."""
+    _write_images(tmp_path / "data" / "made_up", 18)
+    for number in range(18):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[: 10 + number] = 255
+        cv2.imwrite(str(tmp_path / "data" / "made_up" / f"{number}_mask.png"), mask)
+    corpus = tmp_path / "data" / "made_up_corpus"
+    corpus.mkdir()
+    for number in range(6):
+        cv2.imwrite(str(corpus / f"{number}.png"), np.full((40, 40, 3), 10 * number, np.uint8))
+        cv2.imwrite(str(corpus / f"{number}_pair.png"), np.full((40, 40, 3), 255 - 10 * number, np.uint8))
+    lines = [f"{number}, {number % 3}" for number in range(6)]
+    (corpus / "grades.csv").write_text("image, level\n" + "\n".join(lines), encoding="utf-8-sig")
+    return tmp_path / "data"
+
+
+# ------------------------------------------------------------------------------------------------------------- corpora
 
 
 def test_moving_a_corpus_keeps_its_fingerprint_and_altering_it_changes_it(
@@ -38,11 +99,254 @@ def test_moving_a_corpus_keeps_its_fingerprint_and_altering_it_changes_it(
     assert altered.fingerprint != before.fingerprint
 
 
+def _corpus_cell(ref: data.CorpusRef, **changes: Any) -> PretrainCell:
+    fields = {"corpus": ref.name, "corpus_fingerprint": ref.fingerprint, "phantom": False, "image_size": 40}
+    return dataclasses.replace(pretrain_cell("simclr"), **(fields | changes))
+
+
+def test_grades_and_pairs_stay_with_their_images(made_up: registry.Registry, root: Path, site: Site) -> None:
+    ref = data.corpus_ref("made_up_corpus", made_up, root, site.cache)
+    assert (ref.classes, ref.paired, ref.size, ref.channels) == (("none", "mild", "severe"), True, 6, 3)
+    found = data.open_corpus(_corpus_cell(ref), made_up, dataclasses.replace(site, data=root))
+    assert found.labels is not None
+    assert found.pairs is not None
+    numbers = found.images[:, 0, 0, 0] // 10
+    assert sorted(numbers.tolist()) == list(range(6))
+    assert found.labels.tolist() == (numbers % 3).tolist()
+    assert found.pairs[:, 0, 0, 0].tolist() == (255 - 10 * numbers).tolist()
+    assert (found.classes, len(found)) == (3, 6)
+
+
+def test_a_corpus_without_its_table_has_no_grades_and_a_changed_grade_changes_it(
+    made_up: registry.Registry, root: Path, tmp_path: Path
+) -> None:
+    table = root / "made_up_corpus" / "grades.csv"
+    before = data.corpus_ref("made_up_corpus", made_up, root, tmp_path / "cache")
+    table.write_text(table.read_text().replace("5, 2", "5, 1"))
+    changed = data.corpus_ref("made_up_corpus", made_up, root, tmp_path / "cache")
+    table.write_text("image,level\n")
+    bare = data.corpus_ref("made_up_corpus", made_up, root, tmp_path / "cache")
+    assert len({before.fingerprint, changed.fingerprint, bare.fingerprint}) == 3
+    assert bare.classes == ()
+
+
+@pytest.mark.parametrize(("lost", "what"), [("grade", "no grade"), ("pair", "no second image")])
+def test_a_corpus_that_is_graded_or_paired_in_part_is_refused(
+    lost: str, what: str, made_up: registry.Registry, root: Path, tmp_path: Path
+) -> None:
+    if lost == "grade":
+        table = root / "made_up_corpus" / "grades.csv"
+        table.write_text("\n".join(table.read_text().splitlines()[:-1]))
+    else:
+        (root / "made_up_corpus" / "5_pair.png").unlink()
+    with pytest.raises(data.MissingData, match=rf"made_up_corpus: 1 of 6 images have {what} \(5\.png, \.\.\.\)"):
+        data.corpus_ref("made_up_corpus", made_up, root, tmp_path / "cache")
+
+
+def test_dropped_images_change_the_fingerprint_and_are_not_opened(
+    made_up: registry.Registry, root: Path, site: Site
+) -> None:
+    drop = [file_digest(root / "made_up_corpus" / "3.png")]
+    whole = data.corpus_ref("made_up_corpus", made_up, root, site.cache)
+    ref = data.corpus_ref("made_up_corpus", made_up, root, site.cache, drop)
+    assert ref.size == 5
+    assert ref.fingerprint != whole.fingerprint
+    cell = _corpus_cell(ref, dropped=tuple(drop))
+    found = data.open_corpus(cell, made_up, dataclasses.replace(site, data=root))
+    assert sorted((found.images[:, 0, 0, 0] // 10).tolist()) == [0, 1, 2, 4, 5]
+    every = [file_digest(path) for path in (root / "made_up_corpus").glob("?.png")]
+    with pytest.raises(data.MissingData, match="every image of made_up_corpus was dropped"):
+        data.corpus_ref("made_up_corpus", made_up, root, site.cache, every)
+
+
+def test_files_that_changed_since_the_plan_are_noticed(made_up: registry.Registry, root: Path, site: Site) -> None:
+    site = dataclasses.replace(site, data=root)
+    corpus = _corpus_cell(data.corpus_ref("made_up_corpus", made_up, root, site.cache))
+    task = _task_cell(data.dataset_ref(made_up.tasks["made_up"], root, site.cache))
+    cv2.imwrite(str(root / "made_up_corpus" / "3.png"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(BenchError, match="files of made_up_corpus changed"):
+        data.open_corpus(corpus, made_up, site)
+    cv2.imwrite(str(root / "made_up" / "3.png"), np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(BenchError, match="files of made_up changed"):
+        data.open_dataset(task, made_up, site)
+
+
+def test_what_is_prepared_needs_its_files_no_more(made_up: registry.Registry, root: Path, site: Site) -> None:
+    site = dataclasses.replace(site, data=root)
+    cell = _task_cell(data.dataset_ref(made_up.tasks["made_up"], root, site.cache))
+    before = data.open_dataset(cell, made_up, site)
+    shutil.rmtree(root)
+    after = data.open_dataset(cell, made_up, site)
+    assert (before.names, before.train, before.test) == (after.names, after.train, after.test)
+    np.testing.assert_array_equal(before.images, after.images)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
 def test_an_empty_or_missing_folder_is_named(tmp_path: Path, shelves: registry.Registry) -> None:
     with pytest.raises(data.MissingData, match="no folder"):
         data.corpus_ref(f"folder:{tmp_path / 'none'}", shelves, None, tmp_path)
     with pytest.raises(data.MissingData, match="holds no image"):
         data.corpus_ref(f"folder:{tmp_path}", shelves, None, tmp_path / "cache")
+
+
+def test_folders_are_searched_through_links_once_and_without_hidden_files(tmp_path: Path) -> None:
+    _write_images(tmp_path / "images" / "größe 1")
+    _write_images(tmp_path / "elsewhere", 1)
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
+    _write_images(tmp_path / "images" / ".thumbnails")
+    for name in ("._1.png", ".DS_Store", "notes.txt"):
+        (tmp_path / "images" / name).write_text("x")
+    (tmp_path / "images" / "film.DCM").write_text("x")
+    found = [str(path.relative_to(tmp_path / "images")) for path in data.list_images(tmp_path / "images")]
+    assert found == ["film.DCM", "größe 1/0.png", "größe 1/1.png", "größe 1/2.png", "linked/0.png"]
+
+
+def test_broken_links_and_unreadable_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_images(tmp_path / "images" / "inner")
+    link = tmp_path / "images" / "gone.png"
+    link.symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(data.MissingData, match=r"gone\.png is a broken link: repair it or take it out"):
+        data.list_images(tmp_path / "images")
+    link.unlink()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(data.MissingData, match=r"inner cannot be read \(Permission denied\)"):
+        data.list_images(tmp_path / "images")
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,level\na b,1\nc,2\n",
+        "\ufeff image , level \n a b , 1 \n\n c ,2",
+        'image, level\r\n"a b", 1\r\n , \r\nc, 2\r\n',
+    ],
+)
+def test_tables_are_read_through_blanks_and_marks(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text, encoding="utf-8", newline="")
+    assert data.read_table(tmp_path / "x.csv", "image") == [
+        {"image": "a b", "level": "1"},
+        {"image": "c", "level": "2"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image\na\n", r"x\.csv has no column 'level', only image: check the file"),
+        (b"", r"x\.csv has no column 'image', only nothing"),
+        (b"image,level\na,1\nb\n", r"x\.csv, line 3, has 1 values for 2 columns"),
+        (b"image,level\n\xff\xfe,1\n", r"x\.csv is no UTF-8 text"),
+        (None, r"x\.csv cannot be read .*put the file there"),
+    ],
+)
+def test_broken_tables_are_named(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(data.MissingData, match=message):
+        data.read_table(tmp_path / "x.csv", "image", "level")
+
+
+# ------------------------------------------------------------------------------------------------------------ datasets
+
+
+def _task_cell(ref: data.DatasetRef, **changes: Any) -> TransferCell:
+    cell = transfer_cell(pretrain_cell(image_size=40), next(iter(registry.scan().tasks)))
+    return dataclasses.replace(
+        cell, task="made_up", dataset_fingerprint=ref.fingerprint, phantom=False, seed=0, **changes
+    )
+
+
+def _take_out(root: Path, numbers: range, end: str = ".png") -> None:
+    for number in numbers:
+        (root / "made_up" / f"{number}{end}").unlink()
+
+
+def test_a_whole_dataset_is_found_under_any_of_its_names(made_up: registry.Registry, root: Path) -> None:
+    spec = made_up.tasks["made_up"]
+    for name in ("MadeUp", "MADE_UP"):
+        root.joinpath("made_up").rename(root / name)
+        found = data.inventory(spec, root)
+        assert (found.state, found.present, found.expected, found.files) == ("found", 18, 18, 36)
+        assert (found.missing, found.rule, found.root) == ((), "", root / name)
+        root.joinpath(name).rename(root / "made_up")
+
+
+def test_a_partial_dataset_is_refused_with_what_is_missing(made_up: registry.Registry, root: Path) -> None:
+    spec = made_up.tasks["made_up"]
+    _take_out(root, range(2, 7), "_mask.png")
+    found = data.inventory(spec, root)
+    assert (found.state, found.present, found.expected) == ("partial", 13, 18)
+    assert found.missing == tuple(f"{number}_mask.png" for number in range(2, 7))
+    with pytest.raises(
+        data.MissingData, match=r"made_up: 5 of 36 files are missing \(2_mask\.png, .* and 2 more\)"
+    ) as it:
+        data.samples(spec, root)
+    assert "--allow-partial runs on the 13 of 18 images that are complete" in str(it.value)
+    parts = data.samples(spec, root, allow_partial=True)  # split as ever
+    assert {split: [sample.name for sample in part] for split, part in parts.items()} == {
+        "train": ["00", "01", "07", "08", "09", "10", "11"],
+        "test": ["12", "13", "14", "15", "16", "17"],
+    }
+    assert found.rule == ""
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_without_an_official_part_the_last_third_is_the_test(
+    part: str, made_up: registry.Registry, root: Path, site: Site
+) -> None:
+    spec = made_up.tasks["made_up"]
+    _take_out(root, range(12, 18) if part == "test" else range(12))
+    found = data.inventory(spec, root)
+    assert "whole patients" in found.rule
+    parts = data.samples(spec, root, allow_partial=True)
+    names = [sample.name for sample in [*parts["train"], *parts["test"]]]
+    assert names == sorted(names)
+    assert len(parts["test"]) == (4 if part == "test" else 2)
+    assert not {sample.patient for sample in parts["train"]} & {sample.patient for sample in parts["test"]}
+    ref = data.dataset_ref(spec, root, site.cache, allow_partial=True)
+    assert (ref.present, ref.expected, ref.rule) == (len(names), 18, found.rule)
+    cell = _task_cell(ref, allow_partial=True)
+    dataset = data.open_dataset(cell, made_up, dataclasses.replace(site, data=root))
+    assert [dataset.names[index] for index in dataset.test] == [sample.name for sample in parts["test"]]
+
+
+def test_a_partial_dataset_has_a_fingerprint_of_its_own(made_up: registry.Registry, root: Path, tmp_path: Path) -> None:
+    spec, cache = made_up.tasks["made_up"], tmp_path / "cache"
+    whole = data.dataset_ref(spec, root, cache)
+    assert data.dataset_ref(spec, root, cache, allow_partial=True) == whole
+    assert (whole.present, whole.expected, whole.rule) == (18, 18, "")
+    fingerprints = {whole.fingerprint}
+    for number in (17, 11):
+        _take_out(root, range(number, number + 1))
+        fingerprints.add(data.dataset_ref(spec, root, cache, allow_partial=True).fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_one_patient_alone_cannot_be_split(made_up: registry.Registry, root: Path) -> None:
+    _take_out(root, range(2, 18))
+    with pytest.raises(data.MissingData, match="2 images of 1 patients cannot be split into training and test"):
+        data.samples(made_up.tasks["made_up"], root, allow_partial=True)
+
+
+def test_nothing_but_the_folder_is_no_partial_dataset(made_up: registry.Registry, root: Path) -> None:
+    _take_out(root, range(18))
+    assert data.inventory(made_up.tasks["made_up"], root).state == "missing"
+    with pytest.raises(data.MissingData, match="18 of 36 files are missing") as caught:
+        data.samples(made_up.tasks["made_up"], root, allow_partial=True)
+    assert "--allow-partial" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", list(registry.scan().tasks))
@@ -73,57 +377,6 @@ def test_a_dark_image_has_no_field_of_view() -> None:
     assert data.fov_box(speck) is None
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".ppm"])
-def test_reads_images_and_names_broken_ones(tmp_path: Path, suffix: str) -> None:
-    image = textured_images(1, 40, 3)[0]
-    path = tmp_path / f"bild ä{suffix}"
-    path.write_bytes(cv2.imencode(suffix, image[..., ::-1])[1].tobytes())
-    error = np.abs(data.read_image(path, 3).astype(int) - image)
-    assert error.mean() < (6 if suffix == ".jpg" else 1e-9)
-    assert data.read_image(path, 1).shape == (40, 40, 1)
-    for content in (b"", path.read_bytes()[:20], b"no image at all"):
-        path.write_bytes(content)
-        with pytest.raises(BenchError, match=r"bild ä.*take it out"):
-            data.read_image(path, 3)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08 no gzip", b"\x1f\x8b"])
-def test_broken_packed_masks_are_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "im0001.ah.ppm.gz"
-    path.write_bytes(content)
-    with pytest.raises(BenchError, match=r"im0001\.ah\.ppm\.gz .*take it out"):
-        data.read_mask(path)
-
-
-def test_a_red_mask_is_not_lost(tmp_path: Path) -> None:
-    mask = np.zeros((8, 8, 3), np.uint8)
-    mask[:4, :, 2] = 255  # OpenCV writes blue, green, red
-    cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    assert data.read_mask(tmp_path / "mask.png").tolist() == (mask[..., 2]).tolist()
-
-
-def test_masks_of_another_size_are_refused(tmp_path: Path, shelves: registry.Registry) -> None:
-    cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
-    cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))
-    sample = data.Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",))
-    spec = dataclasses.replace(next(iter(shelves.tasks.values())), crop="none")
-    with pytest.raises(BenchError, match=r"mask\.png is 40x20 but its image 40x40"):
-        data.prepare_sample(sample, spec, 32)
-
-
-@pytest.mark.parametrize(("values", "share"), [((0, 1), 0.25), ((0, 255), 0.25), ((0, 100), 0.25), ((0, 60), 0.0)])
-def test_label_values_and_threshold(
-    tmp_path: Path, shelves: registry.Registry, values: tuple[int, int], share: float
-) -> None:
-    mask = np.full((40, 40), values[0], np.uint8)
-    mask[:20, :20] = values[1]
-    cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
-    spec = dataclasses.replace(next(iter(shelves.tasks.values())), crop="none", label_threshold=0.3)
-    _, target = data.prepare_sample(data.Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",)), spec, 40)
-    assert target.mean() == share
-
-
 def test_a_folder_is_prepared_in_an_order_that_names_do_not_change(
     tmp_path: Path, shelves: registry.Registry, site: Site
 ) -> None:
@@ -132,51 +385,16 @@ def test_a_folder_is_prepared_in_an_order_that_names_do_not_change(
     cell = dataclasses.replace(
         pretrain_cell("simclr"), corpus=ref.name, corpus_fingerprint=ref.fingerprint, phantom=False, image_size=40
     )
-    found = data.open_corpus(cell, shelves, site)
+    found = data.open_corpus(cell, shelves, site).images
     expected = {cv2.imread(str(path))[..., ::-1].tobytes() for path in (tmp_path / "images").iterdir()}
     assert {image.tobytes() for image in found} == expected
     for path in (tmp_path / "images").iterdir():
         path.rename(path.with_name(f"renamed {path.name[::-1]}.png"))
     again = dataclasses.replace(site, runs=tmp_path / "other")
-    np.testing.assert_array_equal(found, data.open_corpus(cell, shelves, again))
+    np.testing.assert_array_equal(found, data.open_corpus(cell, shelves, again).images)
 
 
-def _open(arguments: tuple[Path, int]) -> float:
-    runs, size = arguments
-    shelves = registry.scan()
-    cell = transfer_cell(pretrain_cell(image_size=size), next(iter(shelves.tasks)))
-    return float(data.open_dataset(cell, shelves, Site(runs, runs, None)).images.mean())
-
-
-def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(2) as pool:
-        one, other = pool.map(_open, [(tmp_path, 32)] * 2)
-    assert one == other
-    assert not list((tmp_path / "cache").glob("*making*"))
-
-
-def test_a_damaged_cache_is_set_aside_named_and_made_again(
-    tmp_path: Path, site: Site, shelves: registry.Registry, caplog: pytest.LogCaptureFixture
-) -> None:
-    cell = transfer_cell(pretrain_cell(), next(iter(shelves.tasks)))
-    before = np.array(data.open_dataset(cell, shelves, site).images)
-    array = next(site.cache.rglob("images.npy"))
-    content = bytearray(array.read_bytes())
-    content[-100] ^= 0xFF
-    array.unlink()
-    array.write_bytes(bytes(content))
-    with caplog.at_level(logging.WARNING, logger="bench"):
-        again = np.array(data.open_dataset(cell, shelves, site).images)
-    np.testing.assert_array_equal(before, again)
-    assert "was damaged" in caplog.text
-    assert len(list(site.cache.glob("*.damaged-*"))) == 1
-
-
-def test_an_unwritable_cache_is_one_sentence(tmp_path: Path, shelves: registry.Registry) -> None:
-    (tmp_path / "runs").write_text("a file where a folder is expected")
-    cell = transfer_cell(pretrain_cell(), next(iter(shelves.tasks)))
-    with pytest.raises(BenchError, match="cannot be written"):
-        data.open_dataset(cell, shelves, Site(tmp_path / "runs", tmp_path, None))
+# --------------------------------------------------------------------------------------------------------------- splits
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.4, 0.6, 0.8, 1.0])
@@ -187,6 +405,25 @@ def test_validation_is_the_first_fifth_and_fractions_are_nested(count: int, frac
     assert validation == list(range(max(1, int(0.2 * used))))
     assert train == list(range(len(validation), used))
     assert max(train + validation) < count
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smaller_fractions_are_part_of_larger_ones_within_a_seed(seed: int) -> None:
+    patients = [f"{index // 2}" for index in range(60)]
+    used: list[set[int]] = []
+    for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):
+        train, validation = data.split_train(patients, fraction, seed)
+        assert not {patients[index] for index in train} & {patients[index] for index in validation}
+        used.append({*train, *validation})
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(used))
+
+
+def test_seeds_choose_other_labels_but_never_of_all_of_them() -> None:
+    plain = [""] * 50
+    chosen = [data.split_train(plain, 0.4, seed) for seed in range(3)]
+    assert chosen[0] == (list(range(4, 20)), list(range(4)))
+    assert len({frozenset(train) for train, _ in chosen}) == 3
+    assert len({str(data.split_train(plain, 1.0, seed)) for seed in range(3)}) == 1
 
 
 def test_validation_shares_no_patient_with_training() -> None:
@@ -219,3 +456,21 @@ def test_real_photographs_are_read_cropped_and_split(tmp_path: Path, shelves: re
     assert dataset.images[:, 32, 32].min(axis=0).max() > 20  # the field of view fills the middle
     with pytest.raises(data.MissingData, match=r"hrf: \d+ of 90 files are missing"):
         data.dataset_ref(shelves.tasks["hrf"], root, tmp_path / "cache")
+
+
+@pytest.mark.skipif(REAL is None, reason="BENCH_TEST_DATA names no folder of real images")
+@pytest.mark.parametrize(
+    ("name", "present", "expected", "rule"), [("hrf", 14, 45, ""), ("idrid_he", 20, 81, "the last third of the sorted")]
+)
+def test_real_partial_datasets_are_told_as_they_are(
+    name: str, present: int, expected: int, rule: str, tmp_path: Path, shelves: registry.Registry
+) -> None:
+    root, spec = Path(str(REAL)), shelves.tasks[name]
+    found = data.inventory(spec, root)
+    assert (found.state, found.present, found.expected) == ("partial", present, expected)
+    assert len(found.missing) == 2 * (expected - present)
+    assert found.rule.startswith(rule)
+    parts = data.samples(spec, root, allow_partial=True)
+    assert sum(map(len, parts.values())) == present
+    _, mask = data.prepare_sample(parts["test"][0], spec, 96)
+    assert 0 < mask.mean() < 0.3

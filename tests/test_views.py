@@ -204,3 +204,39 @@ def test_cutout_blanks_squares_with_the_mean() -> None:
     side = round(32 * 64 / 224)
     assert blank.flatten(1).sum(1).max() <= 3 * side**2
     assert blank.flatten(1).sum(1).float().mean() > 2 * side**2  # holes may overlap and pass the border
+
+
+EVERYTHING = (
+    views.Quadrant(0, 1),
+    views.Crop((0.1, 1.0)),
+    views.Neighbour(),
+    views.Rotate(20),
+    views.Flip(0.5, 0.5),
+    views.QuarterTurn(),
+    views.HalfTurn(),
+    views.Jitter(0.8, 0.8, 0.8, 0.2, p=0.8),
+    views.Gray(0.3),
+    views.Blur(p=0.5),
+    views.Solarize(0.3),
+    views.Cutout(2, 30),
+)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 4])
+def test_the_pieces_a_batch_is_worked_on_in_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = views.Views(shared=(views.Flip(),), each=(EVERYTHING, (views.Crop((0.2, 1.0), share=0.5),)))
+    monkeypatch.setattr(views, "PIECE", 11)
+    whole = views.build(_images(11, 64), declared, 64, _generator(), views.ready)
+    monkeypatch.setattr(views, "PIECE", piece)
+    pieces = views.build(_images(11, 64), declared, 64, _generator(), views.ready)
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one.images, other.images)
+        assert torch.equal(one.affine, other.affine)
+        assert torch.equal(one.turns, other.turns)
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_sampling_grids_are_those_of_torch() -> None:
+    affine = torch.randn(3, 2, 3, generator=_generator())
+    expected = torch.nn.functional.affine_grid(affine, [3, 1, 20, 31], align_corners=False)
+    torch.testing.assert_close(views._grid(affine, (20, 31)), expected)

@@ -5,7 +5,7 @@ altering one changes the key. Images are decoded, cropped and resized once into 
 the map. Nothing here imports torch, and nothing heavy is imported before images are read.
 """
 
-from bench.data.cache import prepared
+from bench.data.cache import in_threads, prepared, take
 from bench.data.decode import read_image, read_mask
 from bench.data.digests import Digests
 from bench.data.files import (
@@ -32,8 +32,17 @@ from bench.data.kinds import (
     RunLength,
     Sample,
 )
-from bench.data.opened import Corpus, Dataset, draw, open_corpus, open_dataset, phantom_maker, split_train
-from bench.data.prepare import fit, fov_box, prepare_image, prepare_sample
+from bench.data.opened import (
+    Corpus,
+    Dataset,
+    draw,
+    open_corpus,
+    open_dataset,
+    phantom_image,
+    phantom_maker,
+    split_train,
+)
+from bench.data.prepare import fit, fov_box, mask_factor, prepare_image, prepare_sample
 from bench.data.refs import corpus_content, corpus_ref, dataset_ref
 
 __all__ = [
@@ -61,12 +70,16 @@ __all__ = [
     "fit",
     "folder_of",
     "fov_box",
+    "in_threads",
     "inventory",
     "list_images",
+    "mask_factor",
     "open_corpus",
     "open_dataset",
+    "phantom_image",
     "phantom_maker",
     "prepare_image",
+    "prepare_pixels",
     "prepare_sample",
     "prepared",
     "read_grades",
@@ -75,4 +88,5 @@ __all__ = [
     "read_table",
     "samples",
     "split_train",
+    "take",
 ]

@@ -1,8 +1,8 @@
 """Image and label files as arrays of 8 bits.
 
 PNG, JPEG, BMP, PNM go through OpenCV; TIFF, GIF and whatever OpenCV leaves alone through Pillow; DICOM through pydicom;
-JSRT's `.IMG` is read here. Any of them may be packed (`.gz`). A file that is cut off is refused: OpenCV may fill up
-what is missing of a JPEG without a word, so one that lacks its end marker is left to Pillow, which does not.
+JSRT's `.IMG` is read here. Any of them may be packed (`.gz`). A file that is cut off is refused: both libraries may
+fill up what is missing of a JPEG without a word, so its end marker is looked for first.
 
 How deeper images become 8 bits: values are kept where none exceeds 255, lose 4 bits where none exceeds 4095 (12 bits in
 16) and lose 8 bits otherwise. Nothing is stretched by content, for the brightness of photographs means something. Two
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 import zlib
 from functools import cache
 from pathlib import Path
@@ -35,13 +36,15 @@ if TYPE_CHECKING:
 JSRT_SIDE = 2048  # px
 JSRT_BYTES = JSRT_SIDE * JSRT_SIDE * 2
 _PILLOW = (b"GIF8", b"II*\0", b"MM\0*")  # first bytes of what Pillow reads more strictly or at all
-_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # first bytes -> last bytes of a whole file
+_PNG, _PNG_END = b"\x89PNG", b"IEND\xaeB`\x82"
+_JPEG, _JPEG_END, _JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 _DEEP = ("I;16", "I;16B", "I;16L", "I", "F")  # Pillow's modes of more than 8 bits
 _PLUGINS = "install pylibjpeg with pylibjpeg-libjpeg and pylibjpeg-openjpeg, or store the file uncompressed"
 
 
 def _unreadable(path: Path, kind: str, why: object) -> BenchError:
-    return BenchError(f"{path} is no readable {kind} ({why}): download it again or take it out")
+    reason = str(why).partition(" file <")[0]  # Pillow names the buffer in memory
+    return BenchError(f"{path} is no readable {kind} ({reason}): download it again or take it out")
 
 
 def _content(path: Path) -> bytes:
@@ -51,6 +54,8 @@ def _content(path: Path) -> bytes:
         raise BenchError(f"{path} cannot be read ({error}): download it again or take it out") from None
     if not content:
         raise BenchError(f"{path} is empty: download it again or take it out")
+    if _is_cut_off_jpeg(content):
+        raise BenchError(f"{path} is cut off: download it again or take it out")
     return content
 
 
@@ -73,10 +78,25 @@ def read_image(path: Path, channels: int) -> Pixels:
 
 
 def _for_pillow(content: bytes) -> bool:
-    if content.startswith(_PILLOW):
-        return True
-    end = next((end for start, end in _ENDS.items() if content.startswith(start)), b"")
-    return not content.rstrip(b"\0\r\n ").endswith(end)
+    """Whether Pillow reads it, or says at least what is wrong with it."""
+    cut_off = content.startswith(_PNG) and not content.rstrip(b"\0\r\n ").endswith(_PNG_END)
+    return cut_off or content.startswith(_PILLOW)
+
+
+def _is_cut_off_jpeg(content: bytes) -> bool:
+    """Whether no end marker follows the image data of a JPEG; one inside its head belongs to a thumbnail."""
+    at = len(_JPEG)
+    while content.startswith(_JPEG) and at + 4 <= len(content) and content[at] == 0xFF:
+        if content[at + 1] == _JPEG_SCAN:
+            return content.find(_JPEG_END, at) < 0
+        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return content.startswith(_JPEG)
+
+
+@cache
+def _quieten() -> None:
+    """Turns off what Pillow and pydicom have to say of odd metadata; once, for filters are shared by all threads."""
+    warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\.")
 
 
 @cache
@@ -99,23 +119,20 @@ def _opencv_values(content: bytes, channels: int) -> Values | None:
         values = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error:
         return None
-    return values if values is None or channels != 3 else values[..., ::-1]  # OpenCV has blue first
+    return values if values is None or channels != 3 else cv2.cvtColor(values, cv2.COLOR_BGR2RGB)
 
 
 def _pillow_values(path: Path, content: bytes, channels: int) -> Values:
     """(H, W) or (H, W, 3) of the file's own depth."""
-    import warnings
-
     import numpy as np
     from PIL import Image
 
+    _quieten()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                deep = image.mode in _DEEP
-                return np.asarray(image if deep else image.convert("RGB" if channels == 3 else "L"))
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            deep = image.mode in _DEEP
+            return np.asarray(image if deep else image.convert("RGB" if channels == 3 else "L"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise _unreadable(path, "image", error) from None
 
@@ -125,8 +142,8 @@ def _eight_bits(path: Path, values: Values) -> Pixels:
 
     if values.dtype == np.uint8:
         return values
-    low, high = values.min(initial=0), values.max(initial=0)
-    if values.dtype.kind == "f" and 0 <= low and high <= 1:
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
         return (values * 255 + 0.5).astype(np.uint8)
     if values.dtype.kind not in "iu" or low < 0 or high > 0xFFFF:
         raise BenchError(f"{path} has values from {low:g} to {high:g}: save it with 8 or 16 bits")
@@ -182,6 +199,7 @@ def _dicom(path: Path, content: bytes) -> Pixels:
     import numpy as np
     import pydicom
 
+    _quieten()
     try:
         found = pydicom.dcmread(io.BytesIO(content))
     except Exception as error:  # pydicom raises whatever its parser stumbles over
@@ -211,10 +229,10 @@ def _dicom(path: Path, content: bytes) -> Pixels:
 
 
 def _decodable(syntax: Any) -> bool:
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders import base
 
     try:
-        return bool(get_decoder(syntax).is_available)
+        return bool(base.get_decoder(syntax).is_available)
     except NotImplementedError:
         return False
 
@@ -242,27 +260,29 @@ def read_mask(mask: Path | RunLength) -> Pixels:
 
 
 def _mask_values(path: Path) -> Values:
-    import warnings
-
     import numpy as np
     from PIL import Image
 
     content = _content(path)
+    _quieten()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                if image.mode in ("1", "L"):
-                    return np.asarray(image).astype(np.uint8)
-                if image.mode in _DEEP:
-                    return np.asarray(image)
-                if image.mode == "P" and image.getextrema()[1] <= 1:  # type: ignore[operator]
-                    return np.asarray(image)
-                pixels = np.asarray(image.convert("RGBA"))
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            if image.mode in ("1", "L"):
+                return np.asarray(image).astype(np.uint8)
+            if image.mode in _DEEP:
+                return np.asarray(image)
+            if image.mode == "P" and image.getextrema()[1] <= 1:  # type: ignore[operator]
+                return np.asarray(image) ^ np.uint8(_starts_bright(image.getpalette("RGB") or []))
+            pixels = np.asarray(image.convert("RGBA"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise _unreadable(path, "mask", error) from None
     return np.where(pixels[..., 3] > 0, pixels[..., :3].max(axis=2), np.uint8(0))
+
+
+def _starts_bright(palette: list[int]) -> bool:
+    """Whether the first colour is brighter than the second: then index 0 is the structure."""
+    return max(palette[:3], default=0) > max(palette[3:6], default=255)
 
 
 def decode_runs(mask: RunLength) -> Pixels:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench import phantoms, store
+from bench.data.cache import in_threads
 from bench.data.kinds import MissingData
 from bench.spec import BenchError, digest, file_digest
 
@@ -38,9 +37,8 @@ class Digests:
 
     def read(self, paths: Sequence[Path]) -> None:
         """Digests many files at once, on all cores."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(self.of, paths, chunksize=16):
-                pass
+        for _ in in_threads(lambda index: self.of(paths[index]), len(paths)):
+            pass
 
     def save(self) -> None:
         if self._new:

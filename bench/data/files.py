@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.data.kinds import FOLDER, CorpusImage, Inventory, MissingData, Sample
@@ -13,6 +14,7 @@ from bench.spec import CorpusSpec, TaskSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".dcm")
 NAMED = 3  # missing files that a message names before it only counts
+IMAGES_NAMED = 100  # images that lack a file, likewise
 TEST_SHARE = 1 / 3  # of a partial dataset without its official test part
 BY_NAME = "the last third of the sorted names is the test part"
 BY_PATIENT = "the last third of the sorted names, whole patients, is the test part"
@@ -52,28 +54,39 @@ def absent(spec: TaskSpec | CorpusSpec, what: str, where: Path, more: str = "") 
     )
 
 
-def find_root(spec: TaskSpec | CorpusSpec, data_root: Path) -> Path | None:
+def own_root(spec: TaskSpec | CorpusSpec) -> Path | None:
+    """The folder of a dataset that does not lie under the data root but where its declaration says."""
+    return next((Path(name) for name in spec.folders if Path(name).is_absolute()), None)
+
+
+def find_root(spec: TaskSpec | CorpusSpec, data_root: Path | None) -> Path | None:
     """The folder of a dataset or corpus under the data root: by one of its names, upper and lower case alike."""
+    own = own_root(spec)
+    if own is not None:
+        return own if own.is_dir() else None
+    if data_root is None or not data_root.is_dir():
+        return None
     for name in spec.folders:
         if (data_root / name).is_dir():
             return data_root / name
     try:
         entries = sorted(path for path in data_root.iterdir() if path.is_dir())
     except OSError as error:
-        raise MissingData(
-            f"the data root {data_root} cannot be read ({error.strerror}): check its permissions"
-        ) from None
+        why = f"the data root {data_root} cannot be read ({error.strerror})"
+        raise MissingData(f"{why}: check its permissions") from None
     wanted = {name.casefold() for name in spec.folders}
     return next((path for path in entries if path.name.casefold() in wanted), None)
 
 
-def _root(spec: TaskSpec | CorpusSpec, data_root: Path) -> Path:
-    if not data_root.is_dir():
+def _root(spec: TaskSpec | CorpusSpec, data_root: Path | None) -> Path:
+    root, own = find_root(spec, data_root), own_root(spec)
+    if root is not None:
+        return root
+    if own is not None:
+        raise MissingData(f"{spec.name}: there is no folder {own}: correct it in {spec.origin.file}")
+    if data_root is None or not data_root.is_dir():
         raise MissingData(f"the data root {data_root} is no folder: give --data the folder where the datasets lie")
-    root = find_root(spec, data_root)
-    if root is None:
-        raise absent(spec, f"none of {', '.join(spec.folders)} is under {data_root}", data_root / spec.folders[0])
-    return root
+    raise absent(spec, f"none of {', '.join(spec.folders)} is under {data_root}", data_root / spec.folders[0])
 
 
 def list_images(root: Path) -> list[Path]:
@@ -137,7 +150,7 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
 def read_grades(path: Path, name: str, grade: str, classes: int) -> dict[str, int]:
     """Image name -> grade, 0 to classes - 1, from two columns of a CSV file; MissingData where a grade is none."""
     grades = {}
-    for row in read_table(path, (name, grade)):
+    for row in read_table(path, name, grade):
         if row[grade] not in map(str, range(classes)):
             raise MissingData(f"{path} gives {row[name]} the grade {row[grade]!r}, not 0 to {classes - 1}: correct it")
         grades[row[name]] = int(row[grade])
@@ -147,84 +160,99 @@ def read_grades(path: Path, name: str, grade: str, classes: int) -> dict[str, in
 # ------------------------------------------------------------------------------------------------------------ datasets
 
 
-def inventory(spec: TaskSpec, data_root: Path) -> Inventory:
+def inventory(spec: TaskSpec, data_root: Path | None) -> Inventory:
     """What of a task's dataset is under the data root."""
-    root = find_root(spec, data_root) if data_root.is_dir() else None
+    root, expected = find_root(spec, data_root), spec.train + spec.test
     if root is None:
-        return Inventory(spec, None, "missing", expected=spec.train + spec.test)
+        return Inventory(spec, None, "missing", expected=expected)
     read = load(spec)
     try:
         listed: dict[str, list[Sample]] = {split: read(root, split) for split in SPLITS}
     except MissingData as error:
-        return Inventory(spec, root, "missing", missing=(str(error),), expected=spec.train + spec.test)
-    files = {path for part in listed.values() for sample in part for path in sample.files}
-    lost = {path for path in files if not is_file(path)}
-    parts = {
-        split: [sample for sample in part if not lost.intersection(sample.files)] for split, part in listed.items()
-    }
+        return Inventory(spec, root, "missing", missing=(str(error),), expected=expected)
+    files = list(dict.fromkeys(path for part in listed.values() for sample in part for path in sample.files))
+    lost = dict.fromkeys(path for path in files if not is_file(path))
+    parts = {split: [item for item in part if lost.keys().isdisjoint(item.files)] for split, part in listed.items()}
     present = sum(map(len, parts.values()))
-    state = "missing" if not present else "partial" if lost else "found"
-    names = tuple(
-        dict.fromkeys(
-            _below(path, root) for part in listed.values() for sample in part for path in sample.files if path in lost
-        )
+    whole = {sample.name for part in parts.values() for sample in part}
+    return Inventory(
+        spec,
+        root,
+        state="missing" if not present else "partial" if lost else "found",
+        parts=parts,
+        missing=tuple(str(path.relative_to(root) if path.is_relative_to(root) else path) for path in lost),
+        incomplete=tuple(item.name for part in listed.values() for item in part if item.name not in whole),
+        files=len(files),
+        present=present,
+        expected=sum(map(len, listed.values())),
+        rule=_rule(parts) if present else "",
     )
-    rule = "" if all(parts.values()) or not present else BY_PATIENT if _has_patients(parts) else BY_NAME
-    return Inventory(spec, root, state, parts, names, len(files), present, sum(map(len, listed.values())), rule)
 
 
-def _below(path: Path, root: Path) -> str:
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+def _rule(parts: Mapping[str, Sequence[Sample]]) -> str:
+    if all(parts.values()):
+        return ""
+    owners = [_owner(sample) for part in parts.values() for sample in part]
+    return BY_PATIENT if len(set(owners)) < len(owners) else BY_NAME
 
 
-def _has_patients(parts: dict[str, list[Sample]]) -> bool:
-    """Whether any patient has more than one image."""
-    patients = [sample.patient for part in parts.values() for sample in part if sample.patient]
-    return len(set(patients)) < len(patients)
-
-
-def samples(spec: TaskSpec, data_root: Path, allow_partial: bool = False) -> dict[str, list[Sample]]:
+def samples(spec: TaskSpec, data_root: Path | None, allow_partial: bool = False) -> dict[str, list[Sample]]:
     """Train and test lists of a dataset, in the order of its official split; MissingData where it is not whole.
 
     With `allow_partial` the complete samples that are there; where one official part is absent, the last third of the
     sorted names becomes the test part, cut between patients.
     """
-    root, found = _root(spec, data_root), inventory(spec, data_root)
+    _root(spec, data_root)
+    return chosen_samples(inventory(spec, data_root), allow_partial)
+
+
+def chosen_samples(found: Inventory, allow_partial: bool) -> dict[str, list[Sample]]:
+    """What `samples` gives, from an inventory of a folder that is there."""
+    assert found.root is not None
     if found.state == "found":
         return found.parts
+    if not found.files and own_root(found.spec) is not None:
+        raise MissingData(found.missing[0])
     if not found.files:
-        raise absent(spec, found.missing[0], root)
+        raise absent(found.spec, found.missing[0], found.root)
     if found.state == "missing" or not allow_partial:
-        raise _not_whole(found, root)
-    return found.parts if not found.rule else _divided(spec, [*found.parts["train"], *found.parts["test"]])
+        raise _not_whole(found, found.root)
+    return _divided(found) if found.rule else found.parts
 
 
 def _not_whole(found: Inventory, root: Path) -> MissingData:
     lost, names = len(found.missing), ", ".join(found.missing[:NAMED])
     more = f" and {lost - NAMED} more" if lost > NAMED else ""
-    images = f"; --allow-partial runs on the {found.present} of {found.expected} images that are complete"
-    return absent(
-        found.spec,
-        f"{lost} of {found.files} files are missing ({names}{more})",
-        root,
-        images if found.present else "",
-    )
+    what = f"{lost} of {found.files} files are missing ({names}{more})"
+    if found.present and lost > NAMED:
+        images, rest = found.incomplete[:IMAGES_NAMED], len(found.incomplete) - IMAGES_NAMED
+        what += f", so these images are not complete: {', '.join(images)}" + (f" and {rest} more" if rest > 0 else "")
+    runs = f"; --allow-partial runs on the {found.present} of {found.expected} images that are complete"
+    return absent(found.spec, what, root, runs if found.present else "")
 
 
-def _divided(spec: TaskSpec, present: Sequence[Sample]) -> dict[str, list[Sample]]:
+def _owner(sample: Sample) -> str:
+    """Whose image it is: a patient, or nobody else's."""
+    return sample.patient or f"#{sample.name}"
+
+
+def _divided(found: Inventory) -> dict[str, list[Sample]]:
     """Training and test part of a dataset that came without one of them; no patient is in both."""
-    listed = sorted(present, key=lambda sample: sample.name)
-    cut = len(listed) - max(1, round(TEST_SHARE * len(listed)))
-    order = {sample.patient or f"#{sample.name}": None for sample in listed}  # by first appearance
-    test: set[str] = set()
-    for patient in reversed(order):
-        if sum((sample.patient or f"#{sample.name}") in test for sample in listed) < len(listed) - cut:
-            test.add(patient)
-    parts: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for sample in listed:
-        parts["test" if (sample.patient or f"#{sample.name}") in test else "train"].append(sample)
-    if not parts["train"]:
-        raise MissingData(f"{spec.name}: {len(listed)} images cannot be split into training and test: add more of it")
+    listed = sorted((sample for part in found.parts.values() for sample in part), key=lambda sample: sample.name)
+    images = Counter(map(_owner, listed))
+    wanted, test = round(TEST_SHARE * len(listed)), dict[str, int]()
+    for owner in reversed(images):
+        if sum(test.values()) < wanted:
+            test[owner] = images[owner]
+    parts = {
+        "train": [sample for sample in listed if _owner(sample) not in test],
+        "test": [sample for sample in listed if _owner(sample) in test],
+    }
+    if not all(parts.values()):
+        raise MissingData(
+            f"{found.spec.name}: {len(listed)} images of {len(images)} patients cannot be split into training and "
+            "test: add more of it"
+        )
     return parts
 
 

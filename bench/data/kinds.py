@@ -91,6 +91,7 @@ class Inventory:
     state: str  # found, partial, missing
     parts: dict[str, list[Sample]] = field(default_factory=dict)  # official split -> its complete samples
     missing: tuple[str, ...] = ()  # files, relative to the folder
+    incomplete: tuple[str, ...] = ()  # names of the samples that lack one
     files: int = 0  # that should be there
     present: int = 0  # complete samples
     expected: int = 0  # samples of the official dataset

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import phantoms
-from bench.data.cache import prepared
+from bench.data.cache import Plan, Progress, prepared
 from bench.data.files import samples
 from bench.data.prepare import prepare_image, prepare_sample
-from bench.data.refs import corpus_content, corpus_spec
+from bench.data.refs import corpus_content, corpus_spec, dataset_fingerprint
 from bench.registry import Registry
-from bench.spec import BenchError, PretrainCell, Site, TaskSpec, TransferCell, derive, digest
+from bench.spec import BenchError, CorpusSpec, PretrainCell, Site, TaskSpec, TransferCell, derive, digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +30,13 @@ def _folder_name(site: Site, name: str, *about: object) -> Path:
     return site.cache / f"{plain}-{digest(list(about))[:12]}"
 
 
+def _changed(name: str) -> BenchError:
+    return BenchError(f"the files of {name} changed since the run was planned: start the command again")
+
+
+# -------------------------------------------------------------------------------------------------------------- corpus
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Images to pretrain on, memory-mapped."""
@@ -43,28 +50,82 @@ class Corpus:
         return len(self.images)
 
 
-def open_corpus(cell: PretrainCell, registry: Registry, site: Site) -> Corpus:
-    """The corpus of a cell, prepared."""
-    size, channels, name = cell.image_size, cell.channels, cell.corpus
-    spec = corpus_spec(name, registry)
-    folder = _folder_name(site, name, cell.corpus_fingerprint, size, channels)
-    if cell.phantom:
+def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Progress | None = None) -> Corpus:
+    """The corpus of a cell, prepared where it is not yet."""
+    spec = corpus_spec(cell.corpus, registry)
+    folder = _folder_name(site, cell.corpus, cell.corpus_fingerprint, cell.image_size, cell.channels)
+
+    def plan() -> Plan:
+        if not cell.phantom:
+            return _corpus_plan(cell, spec, site)
         assert spec is not None
-        about, cameras = spec.phantom, spec.phantom["cameras"]
+        return _phantom_corpus_plan(spec, cell.image_size)
 
-        def make(index: int) -> dict[str, Pixels]:
-            seed = derive(0, "corpus", name, index)
-            return {"images": phantoms.render(about["modality"], seed, size, cameras[index % len(cameras)]).image}
+    arrays = prepared(folder, plan, progress).arrays
+    classes = len(spec.classes) if spec is not None and "labels" in arrays else 0
+    return Corpus(arrays["images"], arrays.get("labels"), arrays.get("pairs"), classes)
 
-        return Corpus(prepared(folder, {"images": (about["images"], size, size, channels)}, make)["images"])
-    crop = spec.crop if spec else "none"
-    files, _ = corpus_content(name, spec, site.data, site.cache, cell.dropped)
-    shapes = {"images": (len(files), size, size, channels)}
-    return Corpus(
-        prepared(folder, shapes, lambda index: {"images": prepare_image(files[index].path, channels, crop, size)})[
-            "images"
-        ]
+
+def _corpus_items(size: int, channels: int, graded: bool, paired: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    items: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("uint8", (size, size, channels))}
+    if graded:
+        items["labels"] = ("int64", ())
+    if paired:
+        items["pairs"] = items["images"]
+    return items
+
+
+def _corpus_plan(cell: PretrainCell, spec: CorpusSpec | None, site: Site) -> Plan:
+    listed, fingerprint = corpus_content(cell.corpus, spec, site.data, site.cache, cell.dropped)
+    if fingerprint != cell.corpus_fingerprint:
+        raise _changed(cell.corpus)
+    crop, size = spec.crop if spec else "none", cell.image_size
+    items = _corpus_items(size, cell.channels, listed[0].label is not None, listed[0].pair is not None)
+
+    def make(index: int) -> dict[str, Any]:
+        item = listed[index]
+        made: dict[str, Any] = {"images": prepare_image(item.path, cell.channels, crop, size)}
+        if item.label is not None:
+            made["labels"] = _int64(item.label)
+        if item.pair is not None:
+            made["pairs"] = prepare_image(item.pair, cell.channels, crop, size)
+        return made
+
+    return Plan(len(listed), items, make)
+
+
+def _phantom_corpus_plan(spec: CorpusSpec, size: int) -> Plan:
+    about = spec.phantom
+    graded, paired = bool(about.get("grades")), bool(about.get("pairs"))
+
+    def make(index: int) -> dict[str, Any]:
+        phantom = phantom_image(spec, index, size)
+        made: dict[str, Any] = {"images": phantom.image}
+        if graded:
+            made["labels"] = _int64(phantom.grade)
+        if paired:
+            made["pairs"] = phantom.pair
+        return made
+
+    return Plan(about["images"], _corpus_items(size, spec.channels, graded, paired), make)
+
+
+def _int64(value: int | None) -> np.int64:
+    import numpy as np
+
+    assert value is not None
+    return np.int64(value)
+
+
+def phantom_image(spec: CorpusSpec, index: int, size: int) -> phantoms.Phantom:
+    """One image of a phantom corpus: its cameras take turns."""
+    about, cameras = spec.phantom, spec.phantom["cameras"]
+    return phantoms.render(
+        about["modality"], derive(0, "corpus", spec.name, index), size, cameras[index % len(cameras)]
     )
+
+
+# ------------------------------------------------------------------------------------------------------------- dataset
 
 
 @dataclass(frozen=True)
@@ -79,55 +140,54 @@ class Dataset:
     test: tuple[int, ...]
 
 
-def split_train(patients: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
-    """Training and validation indices of a task's train list, for a label fraction.
-
-    The first `fraction` of the list is used (nested subsets), and the first 20 % of that is the validation part (Chen
-    et al.: the first entries of the stored list), cut back to whole patients where patients are known.
-    """
-    used = max(2, round(fraction * len(patients)))
-    if used > len(patients):
-        raise BenchError(f"a train part of {len(patients)} images cannot be split into training and validation")
-    count = max(1, int(VALIDATION_SHARE * used))
-    known = [patient or f"#{index}" for index, patient in enumerate(patients)]
-    while count > 1 and set(known[:count]) & set(known[count:used]):
-        count -= 1
-    while count < used - 1 and set(known[:count]) & set(known[count:used]):
-        count += 1
-    if set(known[:count]) & set(known[count:used]):
-        raise BenchError(f"{used} images of one patient cannot be split into training and validation: use more labels")
-    return list(range(count, used)), list(range(count))
-
-
-def open_dataset(cell: TransferCell, registry: Registry, site: Site) -> Dataset:
-    """The dataset of a cell, prepared and split."""
+def open_dataset(cell: TransferCell, registry: Registry, site: Site, progress: Progress | None = None) -> Dataset:
+    """The dataset of a cell, prepared where it is not yet, and split."""
     spec: TaskSpec = registry.get("task", cell.task)
     size, channels = cell.image_size, spec.channels
     folder = _folder_name(site, cell.task, cell.dataset_fingerprint, spec.crop, spec.label_threshold, size, channels)
-    if cell.phantom:
-        count, patients = spec.train + spec.test, [""] * spec.train
-        names = tuple(f"{spec.name}_phantom_{index:03d}" for index in range(count))
-        make = phantom_maker(spec, size)
-    else:
-        parts = samples(spec, site.data or Path(), cell.allow_partial)
-        listed = [*parts["train"], *parts["test"]]
-        count, patients = len(listed), [sample.patient for sample in parts["train"]]
-        names = tuple(sample.name for sample in listed)
 
-        def make(index: int) -> dict[str, Pixels]:
-            image, mask = prepare_sample(listed[index], spec, size)
-            return {"images": image, "masks": mask}
+    def plan() -> Plan:
+        return _phantom_dataset_plan(spec, size) if cell.phantom else _dataset_plan(cell, spec, site)
 
-    shapes: dict[str, tuple[int, ...]] = {"images": (count, size, size, channels), "masks": (count, size, size)}
-    arrays = prepared(folder, shapes, make)
-    train, validation = split_train(patients, cell.label_fraction)
-    test = tuple(range(len(patients), count))
+    found = prepared(folder, plan, progress)
+    arrays, names, patients = found.arrays, tuple(found.about["names"]), found.about["train_patients"]
+    train, validation = split_train(patients, cell.label_fraction, cell.seed)
     if not any(arrays["masks"][index].any() for index in train):
         raise BenchError(f"every training mask of {cell.task} is empty: check the labels and --image-size")
+    test = tuple(range(len(patients), len(names)))
     return Dataset(arrays["images"], arrays["masks"], names, tuple(train), tuple(validation), test)
 
 
-def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], dict[str, Pixels]]:
+def _dataset_items(spec: TaskSpec, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {"images": ("uint8", (size, size, spec.channels)), "masks": ("uint8", (size, size))}
+
+
+def _dataset_plan(cell: TransferCell, spec: TaskSpec, site: Site) -> Plan:
+    parts = samples(spec, site.data, cell.allow_partial)
+    if dataset_fingerprint(parts, site.cache) != cell.dataset_fingerprint:
+        raise _changed(cell.task)
+    listed = [*parts["train"], *parts["test"]]
+
+    def make(index: int) -> dict[str, Any]:
+        image, mask = prepare_sample(listed[index], spec, cell.image_size)
+        return {"images": image, "masks": mask}
+
+    about = {
+        "names": [sample.name for sample in listed],
+        "train_patients": [sample.patient for sample in parts["train"]],
+    }
+    return Plan(len(listed), _dataset_items(spec, cell.image_size), make, about)
+
+
+def _phantom_dataset_plan(spec: TaskSpec, size: int) -> Plan:
+    count = spec.train + spec.test
+    names = [f"{spec.name}_phantom_{index:03d}" for index in range(count)]
+    about = {"names": names, "train_patients": [""] * spec.train}
+    return Plan(count, _dataset_items(spec, size), phantom_maker(spec, size), about)
+
+
+def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], Mapping[str, Pixels]]:
+    """Makes the images and masks of a task's phantom dataset by their number."""
     about = spec.phantom
     dataset = about.get("dataset", spec.name)
 
@@ -136,6 +196,44 @@ def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], dict[str, Pixels
         return {"images": phantom.image, "masks": phantom.masks[about["target"]]}
 
     return make
+
+
+def _known(patients: Sequence[str]) -> list[str]:
+    """Patients, an unknown one being everybody on his own."""
+    return [patient or f"#{index}" for index, patient in enumerate(patients)]
+
+
+def _label_order(patients: Sequence[str], fraction: float, seed: int) -> list[int]:
+    """In which order labels are used up: the dataset's own, or for part of them a new one for each seed above 0."""
+    order = list(range(len(patients)))
+    if fraction == 1 or seed == 0:
+        return order
+    known = _known(patients)
+    place = {patient: derive(seed, "labels", at) for at, patient in enumerate(dict.fromkeys(known))}
+    return sorted(order, key=lambda index: (place[known[index]], index))
+
+
+def split_train(patients: Sequence[str], fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Training and validation indices of a task's train list, for a label fraction.
+
+    The labels used are the first `fraction` of the list (Chen et al.), so that a smaller fraction is part of every
+    larger one, and the first 20 % of them are the validation part, cut back to whole patients where patients are known.
+    Seed 0 takes the list as it is; other seeds take it in an order of their own, patient by patient, so that a mean
+    over seeds is one over choices of labels too. All labels are always used as listed.
+    """
+    used = max(2, round(fraction * len(patients)))
+    if used > len(patients):
+        raise BenchError(f"a train part of {len(patients)} images cannot be split into training and validation")
+    order = _label_order(patients, fraction, seed)[:used]
+    count = max(1, int(VALIDATION_SHARE * used))
+    known = [_known(patients)[index] for index in order]
+    while count > 1 and set(known[:count]) & set(known[count:]):
+        count -= 1
+    while count < used - 1 and set(known[:count]) & set(known[count:]):
+        count += 1
+    if set(known[:count]) & set(known[count:]):
+        raise BenchError(f"{used} images of one patient cannot be split into training and validation: use more labels")
+    return order[count:], order[:count]
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling

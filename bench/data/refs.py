@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.digests import Digests, phantom_fingerprint
-from bench.data.files import corpus_images, inventory, samples
+from bench.data.files import chosen_samples, corpus_images, inventory, own_root, samples
 from bench.data.kinds import FOLDER, PREPARATION, CorpusImage, CorpusRef, DatasetRef, MissingData, RunLength, Sample
 from bench.registry import Registry
 from bench.spec import CorpusSpec, TaskSpec, digest
@@ -67,13 +67,13 @@ def corpus_content(
 
 def dataset_ref(spec: TaskSpec, data_root: Path | None, cache: Path, allow_partial: bool = False) -> DatasetRef:
     """A task's dataset: the phantom without a data root, else what lies there."""
-    if data_root is None:
+    if data_root is None and own_root(spec) is None:
         if not spec.phantom:
             raise MissingData(f"task {spec.name} has no phantom: give the folder of the datasets with --data")
         count = spec.train + spec.test
         return DatasetRef(phantom_fingerprint(spec.phantom, spec.train, spec.test), True, count, count)
-    parts = samples(spec, data_root, allow_partial)
     found = inventory(spec, data_root)
+    parts = samples(spec, data_root) if found.root is None else chosen_samples(found, allow_partial)
     return DatasetRef(dataset_fingerprint(parts, cache), False, found.present, found.expected, found.rule)
 
 
