@@ -54,7 +54,7 @@ def show_(
 
         if isinstance(spec, MethodSpec):
             raise BenchError(f"{name} is a method and has no images; --sheet draws a task or a corpus")
-        sheets.write(spec, data or data_from_environment(), sheet)
+        sheets.write(name, spec, data or data_from_environment(), sheet)
         show.say(f"{sheet} written")
     elif json:
         show.say_json({"plugin": kind, **show.declaration(spec)})

@@ -56,7 +56,8 @@ def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json 
         jobs = "; the jobs go on" if submission is not None else ""
         raise Interrupted(f"interrupted with {to_go} to go{jobs}; the same command goes on where this one stopped")
     with collected_warnings() as late:
-        records = [record for cell in grid.transfers if (record := request.store.read(cell.key)) is not None]
+        found_records = [(cell, request.store.read(cell.key)) for cell in grid.transfers]
+    records = [{**record, "label": cell.pretrain.label} for cell, record in found_records if record is not None]
     warnings = list(dict.fromkeys([*early, *outcome.warnings, *late, *stale(rows)]))
     table = build_table(records, found, grid.methods, request.layout, unavailable=grid.unavailable)
     summary = show.summary(grid, outcome, request, time.monotonic() - began)

@@ -1,0 +1,98 @@
+"""Cells and records: how they stand, finding one, keeping some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.registry import Registry, suggest
+from bench.show.amounts import counted, tally
+from bench.show.terminal import columns, say
+from bench.show.watch import progress_text
+from bench.spec import BenchError
+from bench.store import CellState
+
+
+def states(found: Sequence[CellState]) -> None:
+    """Every cell with its state, progress and reason, and how many there are of each."""
+    rows = [
+        (
+            state.kind,
+            state.name,
+            state.choices.get("seed"),
+            state.state,
+            progress_text(state.progress) if state.progress else "",
+            state.reason,
+        )
+        for state in found
+    ]
+    columns(["kind", "cell", "seed", "state", "progress", "why"], rows, right=["seed"])
+    counts: dict[str, int] = {}
+    for state in found:
+        counts[state.state] = counts.get(state.state, 0) + 1
+    say(f"\n{counted(len(found), 'cell')}: {tally(counts)}")
+
+
+def state_data(state: CellState) -> dict[str, Any]:
+    """One cell's state for programs."""
+    return {
+        "kind": state.kind,
+        "name": state.name,
+        "key": state.key,
+        "state": state.state,
+        "reason": state.reason,
+        "folder": str(state.folder),
+        "progress": state.progress,
+    }
+
+
+def find_cell(text: str, found: Sequence[CellState]) -> CellState:
+    """The one cell that `text` names: the beginning of its key or of its folder's name, or TASK/METHOD.
+
+    BenchError where there is none, or more than one.
+    """
+    name = text.rstrip("/").removeprefix("pretrain/").removeprefix("transfer/").replace("/", "-")
+    exact = [state for state in found if name in (state.key, state.name)]
+    near = exact or [state for state in found if state.key.startswith(name) or state.name.startswith(f"{name}-")]
+    if len(near) == 1:
+        return near[0]
+    if not near:
+        hint = suggest(name, [state.name for state in found]) or "; `bench status` lists the cells"
+        raise BenchError(f"no cell is called {text!r}{hint}")
+    names = ", ".join(state.name for state in near[:4]) + (", ..." if len(near) > 4 else "")
+    raise BenchError(f"{text!r} could be any of {counted(len(near), 'cell')}: {names}; give more of the name or key")
+
+
+def _is_file(record: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether a record is of weights from one of the files, named as METHOD:PATH; its label knows the file's name."""
+    label = str(record.get("label")).rpartition("@")[0]
+    return any(f"{name.partition(':')[0]}:{Path(name).name}" == label for name in names if ":" in name)
+
+
+def only(
+    records: Sequence[dict[str, Any]],
+    registry: Registry,
+    methods: str | None,
+    tasks: str | None,
+    values: Mapping[str, str | None],
+) -> list[dict[str, Any]]:
+    """The records of these methods and tasks with these values; BenchError where a value stands in no record.
+
+    A record that uses no corpus belongs to every corpus.
+    """
+    kept = list(records)
+    for kind, expression in (("method", methods), ("task", tasks)):
+        if expression is not None:
+            names = registry.select(kind, expression)
+            kept = [record for record in kept if record.get(kind) in names or _is_file(record, names)]
+    for name, value in values.items():
+        known = sorted({str(record[name]) for record in records if record.get(name) is not None})
+        if value is not None and value not in known:
+            near = suggest(value, known) or (
+                f"; records have {', '.join(known)}" if known else "; there are no records"
+            )
+            raise BenchError(f"no record has the {name} {value!r}{near}")
+        if value is not None:
+            kept = [record for record in kept if record.get(name) in (value, None)]
+    return kept
