@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,6 +201,7 @@ class Registry:
     corpora: dict[str, CorpusSpec] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # file -> why
     plugins: list[str] = field(default_factory=list)  # files added by path
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)  # layout -> its methods; () where rows change more
 
     def _shelf(self, kind: str) -> dict[str, Any]:
         shelves: dict[str, dict[str, Any]] = {"method": self.methods, "task": self.tasks, "corpus": self.corpora}
@@ -245,11 +247,16 @@ class Registry:
         return names
 
     def groups(self, kind: str) -> dict[str, list[str]]:
-        """Group name -> member names, for methods or tasks."""
+        """Group name -> member names, for methods or tasks; a table is a group of the methods in its rows."""
         groups: dict[str, list[str]] = {}
-        for name, spec in self._shelf(kind).items():
+        shelf = self._shelf(kind)
+        for name, spec in shelf.items():
             for group in getattr(spec, "groups", ()):
                 groups.setdefault(group, []).append(name)
+        for table, rows in self.tables.items() if kind == "method" else ():
+            members = [name for name in rows if name in shelf]
+            if members:
+                groups.setdefault(table, members)
         return groups
 
     def select(self, kind: str, expression: str) -> list[str]:
@@ -263,9 +270,13 @@ class Registry:
             raise BenchError(f"no {kind} was named; `bench list {_PLURALS[kind]}` shows them")
         if tokens[0].startswith("!"):
             chosen = list(shelf)
-        for token in tokens:
-            name = token.removeprefix("!")
-            names = self._resolve(kind, name)
+        for at, token in enumerate(tokens):
+            try:
+                names = self._resolve(kind, token.removeprefix("!"))
+            except BenchError as error:
+                if at and ":" in tokens[at - 1]:
+                    raise BenchError(f"{error}; the path of a file cannot hold a comma, it parts names") from None
+                raise
             if token.startswith("!"):
                 chosen = [item for item in chosen if item not in names]
             else:
@@ -295,6 +306,8 @@ class Registry:
             names = fnmatch.filter(shelf, name)
             if names:
                 return names
+        if kind == "method" and name in self.tables:
+            raise BenchError(f"rows of the table {name} are more than methods: write --layout {name} instead")
         hurt = [f"{file}: {why}" for file, why in self.broken.items() if Path(file).stem == name]
         if hurt:
             raise BenchError(f"{kind} {name!r} cannot be used: {hurt[0]}")
@@ -332,9 +345,30 @@ def scan(plugins: Iterable[str] = ()) -> Registry:
                 registry.broken[value] = f"the entry point {value} names no module that can be found"
             else:
                 registry.add_file(file, tolerant=True)
+    for name, path in layout_files().items():
+        try:
+            registry.tables[name] = _row_methods(path)
+        except (OSError, ValueError) as error:
+            registry.broken[str(path)] = f"{path} cannot be read as TOML ({error})"
     for text in plugins:
         registry.add_plugin(text)
     return registry
+
+
+def layout_files() -> dict[str, Path]:
+    """Every table layout by name: the TOML files beside the published numbers of the checkout or installed package."""
+    for folder in (_HOME / "results" / "published", _HOME / "bench" / "_published"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {}
+
+
+def _row_methods(path: Path) -> tuple[str, ...]:
+    """The methods of a layout's rows in their order; none where a row sets hyper-parameters or a backbone."""
+    rows = tomllib.loads(path.read_text(encoding="utf-8")).get("rows", [])
+    if any({"set", "backbone"} & row.keys() for row in rows):
+        return ()
+    return tuple(dict.fromkeys(row["method"] for row in rows if row.get("method")))
 
 
 # ------------------------------------------------------------------------------------------------------------- loading

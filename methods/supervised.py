@@ -37,11 +37,12 @@ class HParams:
     version=1,
     title="Supervised",
     paper="Chen et al. 2022, local discrimination, Table 2",
-    groups=(),
+    groups=("reference",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
     needs="labels",
+    parallel="mean",
     note="the paper gives no details: cross-entropy on the corpus's image-level grades, torchvision's reference recipe",
 )
 class Supervised(nn.Module):

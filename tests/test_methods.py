@@ -19,7 +19,8 @@ TRAINED = [name for name, spec in SHELVES.methods.items() if spec.trains]
 SIZE = 32
 # What falls where the loss cannot be compared, with the memory as it is: the cross-entropy that noise contrast against
 # a bank estimates (the loss itself rises while the bank fills with features instead of random vectors).
-SURROGATES = {"instdisc": "softmax"}
+# DINO's loss is the teacher's entropy, which the centre raises at first, and the student's divergence from the teacher.
+SURROGATES = {"instdisc": "softmax", "dino": "divergence"}
 
 
 def _batch_size(spec: MethodSpec) -> int:

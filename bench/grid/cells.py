@@ -212,8 +212,7 @@ class _Expansion:
             try:
                 sha256 = file_digest(file)
             except OSError as error:
-                comma = "; --methods ends a path at a comma" if "," in self.request.methods else ""
-                raise BenchError(f"the weights {file} cannot be read: {error.strerror}{comma}") from None
+                raise BenchError(f"the weights {file} cannot be read: {error.strerror}") from None
             twin = next((other for other, known in self._files.items() if known == sha256), None)
             if twin is not None:
                 raise BenchError(f"{file} and {twin} are the same weights: name one of them")
@@ -231,7 +230,22 @@ class _Expansion:
                 f" and a multiple of {spec.batch_multiple}" if spec.batch_multiple > 1 else ""
             )
             raise BenchError(f"{spec.name} needs {rule} images per step, not {batch}; change --batch-size")
+        self._check_ranks(spec, batch)
         return batch
+
+    def _check_ranks(self, spec: MethodSpec, batch: int) -> None:
+        """BenchError where the method or its batch cannot be shared by the devices that a cell is to have."""
+        ranks = self.request.gpus_per_cell
+        if ranks > 1 and not spec.parallel:
+            raise BenchError(
+                f"{spec.name} is not made for several devices, it does not declare `parallel`; leave out "
+                "--gpus-per-cell, or the method"
+            )
+        if batch % (ranks * spec.batch_multiple):
+            raise BenchError(
+                f"{spec.name} has {batch} images per step, which {ranks} devices cannot share evenly: it takes a "
+                f"multiple of {ranks * spec.batch_multiple}; change --batch-size or --gpus-per-cell"
+            )
 
     def transfer(
         self, pretrain: PretrainCell, task: TaskSpec, dataset: data.DatasetRef, fraction: float, seed: int

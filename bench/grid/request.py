@@ -45,6 +45,7 @@ class Request:
     allow_partial: bool = False  # run on what is there of a dataset, under a fingerprint of its own
     drop_leaks: bool = False  # leave out corpus images that are also in a labelled dataset
     cells_per_gpu: int = 1  # cells that share a GPU, as far as its memory allows
+    gpus_per_cell: int = 1  # devices that share one pretraining
     cluster: Cluster | None = None  # of the profile: cells are jobs of a cluster; None: processes here
 
     @property
@@ -59,6 +60,7 @@ class Request:
             data=self.data.absolute() if self.data else None,
             device=self.device or "auto",
             checkpoint_seconds=self.checkpoint_seconds,
+            ranks=self.gpus_per_cell,
             plugins=tuple(registry.plugins),
         )
 
@@ -69,7 +71,7 @@ OPTIONS = {
     for item in fields(Request)
     if item.name != CLUSTER
 }
-_WHOLE = ("seeds", "steps", "image_size", "batch_size", "jobs", "cells_per_gpu")
+_WHOLE = ("seeds", "steps", "image_size", "batch_size", "jobs", "cells_per_gpu", "gpus_per_cell")
 _PATHS = ("data", "runs", "results")
 _LISTS = ("methods", "tasks")
 _SWITCHES = ("skip_missing", "allow_partial", "drop_leaks")
@@ -150,6 +152,7 @@ def check_request(request: Request) -> tuple[Budget, str]:
         raise BenchError(f"--jobs must be at least 1, not {request.jobs}")
     if request.cells_per_gpu < 1:
         raise BenchError(f"--cells-per-gpu must be at least 1, not {request.cells_per_gpu}")
+    _check_ranks(request)
     if not 0 <= request.checkpoint_seconds < math.inf:
         raise BenchError(f"--checkpoint-seconds must be at least 0, not {request.checkpoint_seconds:g}")
     if request.data is not None and not request.data.is_dir():
@@ -165,6 +168,15 @@ def check_request(request: Request) -> tuple[Budget, str]:
         raise BenchError(f"--image-size must be a multiple of {SIZE_MULTIPLE}, not {budget.image_size}")
     check_backbone(request.backbone)
     return budget, named.with_overrides(None, request.image_size, None).name
+
+
+def _check_ranks(request: Request) -> None:
+    if request.gpus_per_cell < 1:
+        raise BenchError(f"--gpus-per-cell must be at least 1, not {request.gpus_per_cell}")
+    if request.gpus_per_cell > 1 and request.cells_per_gpu > 1:
+        raise BenchError("--gpus-per-cell and --cells-per-gpu exclude each other: a cell shares GPUs or has several")
+    if request.gpus_per_cell > 1 and request.device is not None and ":" in request.device:
+        raise BenchError(f"--device {request.device} is one GPU; for --gpus-per-cell say --device cuda")
 
 
 def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -6,8 +6,9 @@ No torch is imported with this (`doctor` and the list of backbones do when calle
 from __future__ import annotations
 
 from bench.show.amounts import bytes_text, counted, number_text, seconds_text, tally
-from bench.show.cells import find_cell, only, state_data, states
+from bench.show.cells import find_cell, only, state_data, states, states_line
 from bench.show.datasets import findings, report, report_data, status_data, statuses
+from bench.show.follow import follow, redraw
 from bench.show.health import Check, doctor
 from bench.show.offers import declaration, find_plugin, offered, plugin, rows
 from bench.show.runs import cell_name, intention, plan_data, plan_line, plan_table, summary, summary_line
@@ -31,6 +32,7 @@ __all__ = [
     "find_cell",
     "find_plugin",
     "findings",
+    "follow",
     "intention",
     "is_coloured",
     "is_terminal",
@@ -43,6 +45,7 @@ __all__ = [
     "plugin",
     "progress",
     "progress_text",
+    "redraw",
     "report",
     "report_data",
     "rows",
@@ -51,6 +54,7 @@ __all__ = [
     "seconds_text",
     "state_data",
     "states",
+    "states_line",
     "status_data",
     "statuses",
     "submission_data",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.costs import Costs
 from bench.registry import Registry, suggest
 from bench.show.amounts import counted, tally
 from bench.show.terminal import columns, say
@@ -14,8 +15,8 @@ from bench.spec import BenchError
 from bench.store import CellState
 
 
-def states(found: Sequence[CellState]) -> None:
-    """Every cell with its state, progress and reason, and how many there are of each."""
+def states(found: Sequence[CellState], costs: Mapping[str, Costs], total: Costs) -> None:
+    """Every cell with its state, progress, costs (by key) and reason, how many there are of each, and all costs."""
     rows = [
         (
             state.kind,
@@ -23,18 +24,26 @@ def states(found: Sequence[CellState]) -> None:
             state.choices.get("seed"),
             state.state,
             progress_text(state.progress) if state.progress else "",
+            costs[state.key].text() if state.key in costs else "",
             state.reason,
         )
         for state in found
     ]
-    columns(["kind", "cell", "seed", "state", "progress", "why"], rows, right=["seed"])
+    columns(["kind", "cell", "seed", "state", "progress", "cost", "why"], rows, right=["seed", "cost"])
+    say(f"\n{states_line(found)}")
+    if total.text():
+        say(f"spent so far, failed and interrupted attempts included: {total.text()}")
+
+
+def states_line(found: Sequence[CellState]) -> str:
+    """`3 cells: 2 done, 1 running`."""
     counts: dict[str, int] = {}
     for state in found:
         counts[state.state] = counts.get(state.state, 0) + 1
-    say(f"\n{counted(len(found), 'cell')}: {tally(counts)}")
+    return f"{counted(len(found), 'cell')}: {tally(counts)}"
 
 
-def state_data(state: CellState) -> dict[str, Any]:
+def state_data(state: CellState, costs: Costs) -> dict[str, Any]:
     """One cell's state for programs."""
     return {
         "kind": state.kind,
@@ -44,6 +53,7 @@ def state_data(state: CellState) -> dict[str, Any]:
         "reason": state.reason,
         "folder": str(state.folder),
         "progress": state.progress,
+        "costs": costs.data(),
     }
 
 
