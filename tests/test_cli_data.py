@@ -278,6 +278,10 @@ def _mask_of_another_size(folder: Path) -> None:
     cv2.imwrite(str(folder / "Image_02L_1stHO.png"), np.full((90, 96), 255, np.uint8))
 
 
+def _mask_too_dark(folder: Path) -> None:
+    cv2.imwrite(str(folder / "Image_02L_1stHO.png"), np.full((96, 96), 2, np.uint8))
+
+
 def _mask_lost(folder: Path) -> None:
     (folder / "Image_02L_1stHO.png").unlink()
 
@@ -310,6 +314,11 @@ FAULTS = [
     (
         _mask_of_another_size,
         r"chase: the mask of CHASEDB1/Image_02L.jpg is 96x90, its image 96x96: check that the two belong together",
+    ),
+    (
+        _mask_too_dark,
+        r"chase: CHASEDB1/Image_02L_1stHO.png marks with values up to 2 of 255, too dark to count: save it as a mask "
+        r"of 0 and 255",
     ),
     (
         _mask_lost,
@@ -570,3 +579,17 @@ def test_real_images_partial_sets_and_leaks_are_told_and_none_falsely(
     [missing] = [item for item in report["findings"] if item["kind"] == "missing"]
     assert "20/81 images are whole, none of its test part" in missing["text"]
     assert report["problems"] == 18
+
+
+def test_a_dataset_in_the_folder_that_a_corpus_goes_by_is_not_that_corpus(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(root / "IDRiD_grading_unlabeled_512")
+    (root / "IDRiD" / "A. Segmentation").mkdir(parents=True)
+    assert status(capsys, "idrid_grading")["idrid_grading"]["state"] == "missing"
+    assert not any("idrid_grading" in line for line in problems(verified(capsys, code=1)))
+    [line] = problems(verified(capsys, "idrid_grading", code=1))
+    assert line.startswith("problem: idrid_grading: none of it is in IDRiD: get it from https://")
+    line = refused(capsys, "plan", "--methods", "pd", "--tasks", "chase", "--data", "root", "--budget", "smoke")
+    assert line.startswith("error: kaggle_dr: none of ")
+    assert "or give another corpus with --corpus" in line

@@ -117,6 +117,24 @@ def test_grades_and_pairs_stay_with_their_images(made_up: registry.Registry, roo
     assert (found.classes, len(found)) == (3, 6)
 
 
+@pytest.mark.parametrize(("name", "graded", "paired"), [("kaggle_dr", True, True), ("chestxray8", False, False)])
+def test_phantom_corpora_have_the_grades_and_pairs_that_they_declare(
+    name: str, graded: bool, paired: bool, shelves: registry.Registry, site: Site
+) -> None:
+    spec = shelves.corpora[name]
+    few = dataclasses.replace(shelves, corpora={name: dataclasses.replace(spec, phantom=spec.phantom | {"images": 12})})
+    ref = data.corpus_ref(name, few, None, site.cache)
+    assert (bool(ref.classes), ref.paired, ref.size) == (graded, paired, 12)
+    cell = _corpus_cell(ref, phantom=True, channels=spec.channels, image_size=32)
+    found = data.open_corpus(cell, few, site)
+    assert (found.classes, found.labels is not None, found.pairs is not None) == (len(ref.classes), graded, paired)
+    if found.labels is not None:
+        assert found.labels.min() >= 0 and found.labels.max() < found.classes and len(set(found.labels.tolist())) > 1
+    if found.pairs is not None:
+        assert found.pairs.shape == found.images.shape
+        assert all((pair != image).any() for pair, image in zip(found.pairs, found.images, strict=True))
+
+
 def test_a_corpus_without_its_table_has_no_grades_and_a_changed_grade_changes_it(
     made_up: registry.Registry, root: Path, tmp_path: Path
 ) -> None:

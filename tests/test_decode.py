@@ -239,6 +239,19 @@ def test_padding_does_not_take_part_in_the_stretch(tmp_path: Path) -> None:
     assert np.abs(found[1:].astype(int) - RISING[1:]).max() <= 1
 
 
+def test_a_palette_of_dicom_gives_its_colours(tmp_path: Path) -> None:
+    ramp, names = np.arange(256, dtype=np.uint16) * 257, ("Red", "Green", "Blue")
+    tags = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 16] for name in names}
+    tables = {"Red": ramp[::-1], "Green": ramp, "Blue": ramp * 0}
+    content = {f"{name}PaletteColorLookupTableData": table.tobytes() for name, table in tables.items()}
+    write_dicom(tmp_path / "x.dcm", GREY, PhotometricInterpretation="PALETTE COLOR", **tags, **content)
+    expected = np.stack([255 - GREY, GREY, 0 * GREY], axis=-1)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.dcm", 3), expected)
+    write_dicom(tmp_path / "x.dcm", GREY, PhotometricInterpretation="PALETTE COLOR")
+    with pytest.raises(BenchError, match=r"x\.dcm is no readable DICOM image .*take it out"):
+        read_image(tmp_path / "x.dcm", 3)
+
+
 @pytest.mark.parametrize(("syntax", "tolerance"), [(RLELossless, 0), (JPEGBaseline8Bit, 8)])
 def test_compressed_dicom_is_read(syntax: UID, tolerance: int, tmp_path: Path) -> None:
     write_dicom(tmp_path / "x.dcm", GREY, syntax)
@@ -419,6 +432,18 @@ def test_several_masks_are_united(tmp_path: Path, spec: TaskSpec) -> None:
         cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
     sample = Sample("x", tmp_path / "image.png", (tmp_path / "left.png", tmp_path / "right.png"))
     assert prepare_sample(sample, spec, 40)[1].mean() == 0.5
+
+
+def test_numbers_of_labels_that_would_count_as_nothing_are_refused(tmp_path: Path, spec: TaskSpec) -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[:20, :20] = 2
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
+    sample = Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",))
+    with pytest.raises(BenchError, match=r"mask\.png marks with values up to 2 of 255.*save it as a mask of 0 and 255"):
+        prepare_sample(sample, spec, 40)
+    low = dataclasses.replace(spec, label_threshold=0.004)
+    assert prepare_sample(sample, low, 40)[1].mean() == 0.25
 
 
 @pytest.mark.parametrize(("values", "share"), [((0, 1), 0.25), ((0, 255), 0.25), ((0, 100), 0.25), ((0, 60), 0.0)])

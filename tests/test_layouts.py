@@ -202,6 +202,20 @@ def test_methods_and_tasks_choose_of_a_layout(shelves: Registry, request_: Reque
     assert "rd[clusters=4,grid=4]" in {cell.pretrain.label for cell in changed.transfers}
 
 
+def test_a_table_is_a_group_of_methods_in_its_order(shelves: Registry, request_: Request) -> None:
+    rows = [row.method for row in load_layout("ld_table2").rows]
+    asked = replace(request_, methods="ld_table2", tasks="chase,scr_lung")
+    grid = expand(asked, shelves)
+    assert list(grid.methods) == rows == shelves.groups("method")["ld_table2"]
+    assert {method for method, _ in grid.unavailable} == {"supervised", "emmd"}
+    assert {task for _, task in grid.unavailable} == {"scr_lung"}
+    fewer = expand(replace(asked, methods="ld_table2,!cluster,!rd"), shelves)
+    cluster = shelves.groups("method")["cluster"]
+    assert list(fewer.methods) == [row for row in rows if row not in cluster and row != "rd"]
+    with pytest.raises(BenchError, match="rows of the table ld_table4 are more than methods: write --layout ld_table4"):
+        expand(replace(asked, methods="ld_table4"), shelves)
+
+
 def test_what_no_plug_in_answers_to_is_named(request_: Request, shelves: Registry) -> None:
     fewer = replace(shelves, methods={name: shelves.methods[name] for name in ("scratch", "rd")})
     grid = expand(replace(request_, layout="ld_table4"), fewer)

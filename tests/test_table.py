@@ -610,6 +610,17 @@ def test_phantoms_and_other_budgets_are_never_compared_silently() -> None:
     assert cells(changed)["Rd", "chase"].status == "missing"
 
 
+def test_a_part_of_a_dataset_never_counts_as_agreement() -> None:
+    layout, published = load_layout("ld_table2"), load_published("ld_table2")
+    whole = paper_records("rd", {"chase": 0.8109}, present=28, expected=28)
+    records = whole + paper_records("rd", {"hrf": 0.8140}, present=14, expected=45)
+    made = build(records, layout, published=published)
+    found = cells(made)
+    assert (found["Rd", "chase"].inside, found["Rd", "hrf"].inside) == (True, None)
+    assert found["Rd", "hrf"].difference == pytest.approx(0.0)
+    assert "Not the same experiment: ours ran with a part of the images of HRF." in made.panels[0].notes
+
+
 def test_chest_columns_are_means_over_five_label_fractions() -> None:
     layout = load_layout("ld_table2")
     records: list[dict[str, Any]] = []

@@ -35,6 +35,8 @@ def _look(target: Target, data_root: Path | None) -> Status:
         if isinstance(spec, TaskSpec):
             return _look_at_task(spec, root, data_root)
         return _look_at_corpus(target, root, data_root)
+    except data.NoImages:
+        return Status(target.name, target.kind, MISSING, root)
     except BenchError as error:
         sentence = str(error)
     except OSError as error:

@@ -13,6 +13,8 @@ from bench.data import Digests, RunLength
 from bench.data.cache import in_threads
 from bench.spec import BenchError
 
+VERSION = 2  # of what is remembered
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -20,7 +22,7 @@ class Measure:
 
     height: int = 0  # px
     width: int = 0  # px
-    marked: bool = False  # a mask with at least one pixel that is not 0
+    top: int = 0  # the highest value, of 255
     error: str = ""  # a sentence: the file cannot be read
 
 
@@ -55,7 +57,7 @@ class Reader:
     def _measure(self, job: tuple[Path, str]) -> Measure:
         path, how = job
         try:
-            place = f"{data.PREPARATION} {how} {self.digests.of(path)}"
+            place = f"{VERSION} {data.PREPARATION} {how} {self.digests.of(path)}"
             known = self._known.get(place)
             if isinstance(known, list) and len(known) == 3:
                 return Measure(*known)
@@ -63,7 +65,7 @@ class Reader:
             return Measure(error=str(error))
         measure = _measured(path, how)
         if not measure.error:
-            self._known[place] = [measure.height, measure.width, measure.marked]
+            self._known[place] = [measure.height, measure.width, measure.top]
         return measure
 
 
@@ -77,4 +79,4 @@ def _measured(source: Path | RunLength, how: str) -> Measure:
     except BenchError as error:
         return Measure(error=str(error))
     height, width = pixels.shape[:2]
-    return Measure(height, width, bool(pixels.any()))
+    return Measure(height, width, int(pixels.max()))

@@ -105,7 +105,8 @@ def _absences(looked: Sequence[tuple[Target, Status]], data_root: Path | None, n
             lost.append(target.name)
             if named:
                 what = f"no folder {' or '.join(target.spec.folders)}" if target.spec else "nothing"
-                text = f"{what} is under {data_root}: get it from {status.source} ({status.licence})"
+                place = f"{what} is under {data_root}" if status.folder is None else f"none of it is in {status.folder}"
+                text = f"{place}: get it from {status.source} ({status.licence})"
                 yield Finding(PROBLEM, "missing", names, "", text)
     if lost and not named:
         none = len(lost) == len(looked)
@@ -164,13 +165,13 @@ class _Dataset:
                 yield Finding(PROBLEM, "damaged", (self.name,), str(job[0]), error)
 
     def mismatches(self, reader: Reader) -> Iterator[Finding]:
-        """Masks of another size than their image, and images in which nothing is marked."""
+        """Masks of another size than their image or too dark to count, and images in which nothing is marked."""
         for sample in self.samples:
             image = reader.measures[sample.image, self.how]
             marked = []
             for mask in sample.masks:
                 measure = reader.mask(mask)
-                marked.append(measure.marked)
+                marked.append(measure.top > 0)
                 if measure.error or image.error:
                     marked.append(True)
                     if isinstance(mask, RunLength) and measure.error:
@@ -180,6 +181,8 @@ class _Dataset:
                     sizes = f"{measure.width}x{measure.height}, its image {image.width}x{image.height}"
                     text = f"the mask of {sample.image} is {sizes}: check that the two belong together"
                     yield Finding(PROBLEM, "mask", (self.name,), str(sample.image), text)
+                elif isinstance(self.target.spec, TaskSpec) and data.is_faint(measure.top, self.target.spec):
+                    yield Finding(PROBLEM, "mask", (self.name,), str(mask), data.faint(f"{mask}", measure.top))
             if not any(marked):
                 text = f"nothing is marked in the mask of {sample.image}: check that this is meant"
                 yield Finding(NOTE, "empty mask", (self.name,), str(sample.image), text)

@@ -15,6 +15,7 @@ from bench.data.files import (
     find_root,
     first_of,
     folder_of,
+    holds_images,
     inventory,
     list_images,
     read_grades,
@@ -29,12 +30,15 @@ from bench.data.kinds import (
     DatasetRef,
     Inventory,
     MissingData,
+    NoImages,
     RunLength,
     Sample,
 )
 from bench.data.opened import (
     Corpus,
     Dataset,
+    corpus_folder,
+    dataset_folder,
     draw,
     open_corpus,
     open_dataset,
@@ -42,7 +46,7 @@ from bench.data.opened import (
     phantom_maker,
     split_train,
 )
-from bench.data.prepare import fit, fov_box, mask_factor, prepare_image, prepare_sample
+from bench.data.prepare import faint, fit, fov_box, is_faint, mask_factor, prepare_image, prepare_sample
 from bench.data.refs import corpus_content, corpus_ref, dataset_ref
 
 __all__ = [
@@ -57,21 +61,27 @@ __all__ = [
     "Digests",
     "Inventory",
     "MissingData",
+    "NoImages",
     "RunLength",
     "Sample",
     "corpus_content",
     "corpus_files",
+    "corpus_folder",
     "corpus_images",
     "corpus_ref",
+    "dataset_folder",
     "dataset_ref",
     "draw",
+    "faint",
     "find_root",
     "first_of",
     "fit",
     "folder_of",
     "fov_box",
+    "holds_images",
     "in_threads",
     "inventory",
+    "is_faint",
     "list_images",
     "mask_factor",
     "open_corpus",
@@ -79,7 +89,6 @@ __all__ = [
     "phantom_image",
     "phantom_maker",
     "prepare_image",
-    "prepare_pixels",
     "prepare_sample",
     "prepared",
     "read_grades",

@@ -216,6 +216,8 @@ def _dicom(path: Path, content: bytes) -> Pixels:
         if syntax is not None and syntax.is_compressed and not _decodable(syntax):
             raise BenchError(f"{path} is compressed as {syntax.name}, which nothing here reads: {_PLUGINS}") from None
         raise _unreadable(path, "DICOM image", " ".join(str(error).split())) from None
+    if found.get("PhotometricInterpretation") == "PALETTE COLOR":
+        values = _palette_colours(path, found, values)
     if values.ndim == 3:
         return _eight_bits(path, values)
     inverted = found.get("PhotometricInterpretation") == "MONOCHROME1"
@@ -226,6 +228,16 @@ def _dicom(path: Path, content: bytes) -> Pixels:
     if padding is not None and (values != padding).any():
         rescaled = np.where(values == padding, rescaled[values != padding].min(), rescaled)
     return stretched(-rescaled if inverted else rescaled)
+
+
+def _palette_colours(path: Path, found: Any, values: Values) -> Values:
+    """Places in a DICOM's palette (H, W) as the colours they stand for: (H, W, 3)."""
+    from pydicom.pixels.processing import apply_color_lut
+
+    try:
+        return apply_color_lut(values, found)
+    except Exception as error:  # pydicom raises whatever a palette lacks
+        raise _unreadable(path, "DICOM image", " ".join(str(error).split())) from None
 
 
 def _decodable(syntax: Any) -> bool:

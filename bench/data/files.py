@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.data.kinds import FOLDER, CorpusImage, Inventory, MissingData, Sample
+from bench.data.kinds import FOLDER, CorpusImage, Inventory, MissingData, NoImages, Sample
 from bench.registry import load
 from bench.spec import CorpusSpec, TaskSpec
 
@@ -271,7 +271,7 @@ def corpus_images(name: str, spec: CorpusSpec | None, data_root: Path | None) ->
     root = _root(spec, data_root)
     found = [item if isinstance(item, CorpusImage) else CorpusImage(item) for item in load(spec)(root)]
     if not found:
-        raise absent(spec, "no image is there", root)
+        raise NoImages(str(absent(spec, "no image is there", root)))
     for what, lacking in (
         ("grade", [item for item in found if item.label is None]),
         ("second image", [item for item in found if item.pair is None]),
@@ -292,6 +292,19 @@ def _folder_images(name: str) -> list[Path]:
     if not files:
         raise MissingData(f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}): give another folder to --corpus")
     return files
+
+
+def holds_images(spec: CorpusSpec, data_root: Path) -> bool:
+    """Whether a corpus is there: its folder may be that of a dataset from the same archive, without one of its images.
+
+    Also where something else is wrong with it, which is said when it is opened.
+    """
+    try:
+        return bool(corpus_images(spec.name, spec, data_root))
+    except NoImages:
+        return False
+    except MissingData:
+        return find_root(spec, data_root) is not None
 
 
 def corpus_files(name: str, spec: CorpusSpec | None, data_root: Path | None) -> list[Path]:

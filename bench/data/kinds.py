@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.spec import BenchError, TaskSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Pixels = NDArray[np.uint8]
 
 FOLDER = "folder:"  # a corpus named by its place
 PREPARATION = 2  # raised when decoding, cropping or resizing changes; part of every fingerprint
@@ -20,6 +13,10 @@ PREPARATION = 2  # raised when decoding, cropping or resizing changes; part of e
 
 class MissingData(BenchError):
     """A dataset or corpus is not under the data root, or not whole."""
+
+
+class NoImages(MissingData):
+    """The folder of a corpus, which it may share with a dataset, holds none of its images."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +93,3 @@ class Inventory:
     present: int = 0  # complete samples
     expected: int = 0  # samples of the official dataset
     rule: str = ""  # how it would be split with --allow-partial; empty: officially
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """A prepared corpus, memory-mapped."""
-
-    images: Pixels  # (N, size, size, C)
-    labels: NDArray[np.int64] | None = None  # (N,) image-level grades
-    pairs: Pixels | None = None  # (N, size, size, C), the same views in a second modality
-    classes: int = 0  # of the labels
-
-    def __len__(self) -> int:
-        return len(self.images)

@@ -30,6 +30,18 @@ def _folder_name(site: Site, name: str, *about: object) -> Path:
     return site.cache / f"{plain}-{digest(list(about))[:12]}"
 
 
+def corpus_folder(cell: PretrainCell, site: Site) -> Path:
+    """Where the corpus of a cell is prepared."""
+    return _folder_name(site, cell.corpus, cell.corpus_fingerprint, cell.image_size, cell.channels)
+
+
+def dataset_folder(cell: TransferCell, registry: Registry, site: Site) -> Path:
+    """Where the dataset of a cell is prepared."""
+    spec: TaskSpec = registry.get("task", cell.task)
+    about = (cell.dataset_fingerprint, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
+    return _folder_name(site, cell.task, *about)
+
+
 def _changed(name: str) -> BenchError:
     return BenchError(f"the files of {name} changed since the run was planned: start the command again")
 
@@ -53,7 +65,6 @@ class Corpus:
 def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Progress | None = None) -> Corpus:
     """The corpus of a cell, prepared where it is not yet."""
     spec = corpus_spec(cell.corpus, registry)
-    folder = _folder_name(site, cell.corpus, cell.corpus_fingerprint, cell.image_size, cell.channels)
 
     def plan() -> Plan:
         if not cell.phantom:
@@ -61,7 +72,7 @@ def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Pr
         assert spec is not None
         return _phantom_corpus_plan(spec, cell.image_size)
 
-    arrays = prepared(folder, plan, progress).arrays
+    arrays = prepared(corpus_folder(cell, site), plan, progress).arrays
     classes = len(spec.classes) if spec is not None and "labels" in arrays else 0
     return Corpus(arrays["images"], arrays.get("labels"), arrays.get("pairs"), classes)
 
@@ -143,13 +154,12 @@ class Dataset:
 def open_dataset(cell: TransferCell, registry: Registry, site: Site, progress: Progress | None = None) -> Dataset:
     """The dataset of a cell, prepared where it is not yet, and split."""
     spec: TaskSpec = registry.get("task", cell.task)
-    size, channels = cell.image_size, spec.channels
-    folder = _folder_name(site, cell.task, cell.dataset_fingerprint, spec.crop, spec.label_threshold, size, channels)
+    size = cell.image_size
 
     def plan() -> Plan:
         return _phantom_dataset_plan(spec, size) if cell.phantom else _dataset_plan(cell, spec, site)
 
-    found = prepared(folder, plan, progress)
+    found = prepared(dataset_folder(cell, registry, site), plan, progress)
     arrays, names, patients = found.arrays, tuple(found.about["names"]), found.about["train_patients"]
     train, validation = split_train(patients, cell.label_fraction, cell.seed)
     if not any(arrays["masks"][index].any() for index in train):

@@ -21,6 +21,7 @@ Box = tuple[int, int, int, int]
 
 PAPER_SIDE = 512  # px; Chen et al. work at this size
 LABELLED_SHARE = 0.4  # of a small pixel's area that makes it a labelled one: keeps thin targets' total area best
+FAINT = 16  # of 255: brightest values below it are numbers of labels, not shares of a soft map
 FOV_MARGIN = 16  # px
 FOV_LEVEL = 20  # of 255
 
@@ -111,11 +112,24 @@ def prepare_sample(sample: Sample, spec: TaskSpec, size: int) -> tuple[Pixels, P
                 f"{path if isinstance(path, Path) else sample.name} is {mask.shape[1]}x{mask.shape[0]} but its image "
                 f"{image.shape[1]}x{image.shape[0]}: check the pair"
             )
+        top = int(mask.max())
+        if is_faint(top, spec):
+            raise BenchError(faint(path if isinstance(path, Path) else sample.name, top))
         target |= fit(mask, _shrunk(box, factor), full) > spec.label_threshold * 255
     labelled = target.astype(np.uint8)
     if size < full:
         labelled = (shrink(labelled * 255, size) > LABELLED_SHARE * 255).astype(np.uint8)
     return prepare_pixels(image, box, size), labelled
+
+
+def is_faint(top: int, spec: TaskSpec) -> bool:
+    """Whether a mask with this brightest value, of 255, marks something and yet nothing that would count."""
+    return 0 < top < FAINT and top <= spec.label_threshold * 255
+
+
+def faint(mask: Path | str, top: int) -> str:
+    """A sentence on a mask that `is_faint`."""
+    return f"{mask} marks with values up to {top} of 255, too dark to count: save it as a mask of 0 and 255"
 
 
 def mask_factor(mask: Sequence[int], image: Sequence[int]) -> int:

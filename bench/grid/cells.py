@@ -359,7 +359,7 @@ def usual_corpus(task: TaskSpec, request: Request, registry: Registry) -> str:
     if request.data is None or not task.stand_in or not task.corpus:
         return task.corpus
     wanted, other = registry.get("corpus", task.corpus), registry.get("corpus", task.stand_in)
-    if data.find_root(wanted, request.data) or not data.find_root(other, request.data):
+    if data.find_root(wanted, request.data) or not data.holds_images(other, request.data):
         return task.corpus
     LOG.warning(
         "%s is not under %s: %s stands in for it; --corpus names another", task.corpus, request.data, task.stand_in

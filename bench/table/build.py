@@ -48,6 +48,7 @@ class _Job:
     gaps: list[Gap] = field(default_factory=list)
     superseded: int = 0  # records of older source whose place a newer one took
     leaks: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # (kind, text) -> columns
+    partial: frozenset[str] = frozenset()  # keys of the columns of whose datasets only a part was there
 
     def is_stale(self, record: Record) -> bool:
         made_by = record.get("sources") or {}
@@ -92,6 +93,7 @@ def build(
 
 def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
     rows, columns = lines(records, job.layout, job.unavailable), shown_columns(records, job.layout)
+    job.partial = frozenset(words.partial_columns(records, columns))
     heads, grid = _with_means(*_grid(rows, columns, records, job), job.layout)  # grid (heads, rows)
     grid = [_best_marked(cells, head) for head, cells in zip(heads, grid, strict=True)]
     if job.published is not None:
@@ -127,7 +129,9 @@ def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
         panel,
         title=words.title(job.layout.title, panel),
         header=words.header(panel, columns, records),
-        notes=tuple(words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers, said)),
+        notes=tuple(
+            words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers, said, job.partial)
+        ),
     )
 
 
@@ -344,6 +348,7 @@ def _compared(cell: Cell, line: Line, head: Head, condition: Condition, job: _Jo
     if cell.mean is None or len(head.tasks) != whole or cell.unit != printed.unit:
         return cell
     difference = cell.mean - value
-    comparable = not condition.phantom and not words.departures(condition, head.tasks, printed)
+    comparable = not condition.phantom and job.partial.isdisjoint(head.tasks)
+    comparable = comparable and not words.departures(condition, head.tasks, printed)
     inside = abs(difference) <= printed.tolerance if printed.tolerance is not None and comparable else None
     return replace(cell, difference=difference, inside=inside)

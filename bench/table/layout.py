@@ -12,13 +12,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bench.registry import suggest
+from bench.registry import layout_files, suggest
 from bench.spec import SCHEMA, BenchError, TaskSpec, Value, label_of
 
 Record = Mapping[str, Any]
 REQUIRED = ("method", "label", "task", "backbone", "budget", "protocol", "label_fraction", "seed", "status", "cell_key")
 _SHARED = ("columns", "means", "conditions", "unit", "tolerance")  # taken from the layout that another is `like`
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,7 @@ class Layout:
 
 def load_layouts() -> dict[str, Path]:
     """Every layout by name: the TOML files beside the published numbers of the checkout or the installed package."""
-    for folder in (_PACKAGE.parent / "results" / "published", _PACKAGE / "_published"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    return {}
+    return layout_files()
 
 
 def load_layout(name: str) -> Layout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from bench.spec import DONE, SCHEMA
@@ -182,8 +182,12 @@ def notes(
     superseded: int,
     footnotes: Mapping[str, str],
     said: list[str],
+    partial: Collection[str],
 ) -> list[str]:
-    """Every line under a panel, in reading order; `footnotes` are the numbers by footnote, `said` is on the data."""
+    """Every line under a panel, in reading order.
+
+    `footnotes` are the numbers by footnote, `said` is on the data, `partial` are columns of whose data a part is there.
+    """
     lines = _metric_notes(panel)
     if panel.n > 1:
         lines.append(f"mean ± standard deviation over n = {panel.n} seeds; another n stands with the number.")
@@ -197,8 +201,19 @@ def notes(
     if superseded:
         lines.append(f"{count(superseded, 'record')} of older source left out: newer ones stand in their place.")
     if published is not None:
-        lines += _difference_notes(panel, published)
+        lines += _difference_notes(panel, published, partial)
     return lines + [f"[{number}] {note}" for note, number in footnotes.items()]
+
+
+def partial_columns(records: Iterable[Record], columns: Iterable[Column]) -> list[str]:
+    """Keys of the columns with numbers on only some of a real dataset's images."""
+    tasks = {str(record["task"]) for record in records if not record.get("phantom") and _is_partial(record)}
+    return [column.key for column in columns if column.task in tasks]
+
+
+def _is_partial(record: Record) -> bool:
+    """Whether only some of a dataset's images were there."""
+    return int(record.get("present") or 0) < int(record.get("expected") or 0)
 
 
 def data_notes(records: list[Record], columns: list[Column], panel: Panel) -> list[str]:
@@ -214,7 +229,7 @@ def data_notes(records: list[Record], columns: list[Column], panel: Panel) -> li
         partial = {
             (int(record.get("present") or 0), int(record["expected"]), str(record.get("rule") or ""))
             for record in own
-            if int(record.get("present") or 0) < int(record.get("expected") or 0)
+            if _is_partial(record)
         }
         for present, expected, rule in sorted(partial):
             split = rule or "the official split"
@@ -325,11 +340,13 @@ def departures(condition: Condition, tasks: Iterable[str], published: Layout) ->
     return list(dict.fromkeys(said))
 
 
-def _difference_notes(panel: Panel, published: Layout) -> list[str]:
+def _difference_notes(panel: Panel, published: Layout, partial: Collection[str]) -> list[str]:
     """What a reader must know before comparing this panel with the published numbers."""
     compared = [head.name for head, cells in panel.columns if any(cell.published_status for cell in cells)]
     said = ["phantoms (generated images) instead of the publication's data"] if panel.condition.phantom else []
     said += departures(panel.condition, compared, published)
+    part = [head.label for head in panel.heads if head.name in partial]
+    said += [f"a part of the images of {', '.join(part)}"] if part else []
     lines = [f"Not the same experiment: ours ran with {'; '.join(said)}."] if said else []
     if any(cell.inside is not None for cell in panel.cells):
         lines.append(f"≈ within ±{published.tolerance:g} of the published number.")
