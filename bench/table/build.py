@@ -309,14 +309,18 @@ def _mean_cell(cells: Sequence[Cell], common: list[int], mixed: bool) -> Cell:
 
 
 def _best_marked(cells: list[Cell], head: Head) -> list[Cell]:
-    """A column with its tie group marked, unless it has one number only, other data or a number without repetitions."""
+    """A column with its tie group marked, unless it has one number only, other data or a number without repetitions.
+
+    A tie group that holds every row says nothing, and is not marked.
+    """
     scored = [cell for cell in cells if cell.mean is not None]
     if len(scored) < 2 or any(cell.n < 2 for cell in scored) or has_other_data(scored):
         return cells
     best = (max if head.higher_is_better else min)(scored, key=lambda cell: cell.mean or 0.0)
-    return [
-        replace(cell, best=cell.mean is not None and welch(best.values, cell.values) >= SIGNIFICANCE) for cell in cells
-    ]
+    tied = [cell.mean is not None and welch(best.values, cell.values) >= SIGNIFICANCE for cell in cells]
+    if sum(tied) == len(scored):
+        return cells
+    return [replace(cell, best=together) for cell, together in zip(cells, tied, strict=True)]
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float:

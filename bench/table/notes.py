@@ -273,11 +273,11 @@ def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
 
 
 def _best_notes(panel: Panel) -> list[str]:
-    lines, unmarked = [], []
+    lines, unmarked, tied = [], [], []
     for head, cells in panel.columns:
-        several = sum(cell.mean is not None for cell in cells) > 1
-        if several and not has_other_data(cells) and not any(cell.best for cell in cells):
-            unmarked.append(head.label)
+        scored = [cell for cell in cells if cell.mean is not None]
+        if len(scored) > 1 and not has_other_data(cells) and not any(cell.best for cell in cells):
+            (unmarked if any(cell.n < 2 for cell in scored) else tied).append(head.label)
     if any(cell.best for cell in panel.cells):
         lines.append(
             "* best of its column, with every row that does not differ significantly from it "
@@ -287,6 +287,11 @@ def _best_notes(panel: Panel) -> list[str]:
         lines.append("Nothing is marked best: with one seed a difference may be chance.")
     elif unmarked:
         lines.append(f"No best is marked under {', '.join(unmarked)}: some row has fewer than two seeds in common.")
+    if tied:
+        lines.append(
+            f"Nothing is marked under {', '.join(tied)}: no row differs significantly from the best of its column "
+            f"(Welch's t-test over seeds, p ≥ {SIGNIFICANCE:g})."
+        )
     return lines
 
 
