@@ -7,7 +7,6 @@ reason and the traceback in the cell's `log.txt`. torch is imported when work st
 from __future__ import annotations
 
 import csv
-import ctypes
 import importlib.metadata
 import io
 import json
@@ -24,14 +23,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
+from bench.costs import cost_of, cost_of_events
+from bench.meter import Meter
 from bench.metrics import METRICS
 from bench.provenance import code_digest, commit
+from bench.ranks import bind_to_parent
 from bench.registry import Registry
 from bench.spec import (
     BLOCKED,
@@ -58,18 +59,21 @@ from bench.store import (
     Claim,
     Store,
     add_event,
+    asked_to_stop,
     collected_warnings,
+    forget_stop,
+    read_events,
     utc_now,
     write_bytes,
     write_json,
     write_progress,
 )
 
+CANCELLED = "cancelled; the next `bench run` or `bench retry` goes on from its last checkpoint"
 BUSY, INTERRUPTED, PARENT_LOST = "busy", "interrupted", "parent lost"  # outcomes that leave no record
 PROGRESS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the second is a cluster's word for preemption or a limit near
 _PACKAGES = ("torch", "torchvision", "lightly", "timm", "segmentation-models-pytorch", "safetensors", "numpy", "scipy")
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -156,7 +160,11 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "pretrain_key": cell.pretrain.key,
         "cell_key": cell.key,
         "seconds": None,
+        "device_type": None,
         "device_seconds": None,
+        "energy_joules": None,
+        "job": None,
+        "queue_seconds": None,
         "peak_memory": None,
         "versions": _versions(),
         "code": code_digest(),
@@ -172,16 +180,19 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
     }
 
 
-def end_badly(store: Store, shelves: Registry, cell: Cell, status: str, reason: str) -> None:
-    """Leaves the record or state of a cell that has no result; one that has it keeps it."""
+def end_badly(
+    store: Store, shelves: Registry, cell: Cell, status: str, reason: str, costs: Mapping[str, Any] | None = None
+) -> None:
+    """Leaves the record or state of a cell that has no result; one that has it keeps it. costs: of this attempt."""
     reason = " ".join(reason.split())[:500]
     folder = store.folder(cell)
+    store.note(cell)
     if isinstance(cell, TransferCell):
         store.write(record_of(cell, shelves, status, reason))
     elif store.pretrained(cell) is None:
         write_json(folder / "state.json", {"key": cell.key, "status": status, "reason": reason, "finished": utc_now()})
     if status != BLOCKED:
-        add_event(folder, "failed", status=status, reason=reason)
+        add_event(folder, "failed", status=status, reason=reason, **(costs or {}))
 
 
 def failed_since(store: Store, cell: Cell, since: float) -> CellOutcome | None:
@@ -203,49 +214,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# -------------------------------------------------------------------------------------------------------------- memory
-
-
-class _Meter:
-    """Wall time, device time and peak memory of one cell."""
-
-    def __init__(self, device: str) -> None:
-        self._cuda = device if device.startswith("cuda") else None
-        if self._cuda:
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(torch.device(self._cuda))
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present, proc(5)
-        self._wall, self._cpu = time.monotonic(), time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._wall
-
-    @property
-    def device_seconds(self) -> float:
-        """Seconds the GPU was held, or CPU seconds."""
-        return self.seconds if self._cuda else time.process_time() - self._cpu
-
-    @property
-    def peak_memory(self) -> int:
-        """Bytes: allocated on the GPU, or resident."""
-        if self._cuda:
-            import torch
-
-            return int(torch.cuda.max_memory_allocated(torch.device(self._cuda)))
-        with suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 # ------------------------------------------------------------------------------------------------------------ progress
+
+
+class _Cancelled(CellInterrupted):
+    """Somebody wants this cell to be left alone, in this run."""
 
 
 class _Reporter:
@@ -267,6 +240,8 @@ class _Reporter:
         if self._phase is None or self._phase[0] != facts["phase"]:
             self._phase = (facts["phase"], self.step, now)
         if now - self._written >= PROGRESS_SECONDS or self.step == facts["steps"]:
+            if asked_to_stop(self._folder) is not None:
+                raise _Cancelled(CANCELLED)
             self._written = now
             self._write(facts, now)
 
@@ -300,10 +275,9 @@ def _note_timing(store: Store, cell: Cell, seconds: float, memory: int, device: 
     store.add_timing({"of": timing_of(cell), "seconds": seconds, "bytes": size, **where, "time": utc_now()})
 
 
-def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, report: Report) -> None:
+def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, report: Report, meter: Meter) -> None:
     from bench.pretrain import pretrain
 
-    meter = _Meter(site.device)
     facts = pretrain(cell, shelves.get("method", cell.method), shelves, site, store.folder(cell), report)
     encoder = store.encoder(cell)
     measured: dict[str, Any] = {
@@ -315,21 +289,30 @@ def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, r
         "encoder_sha256": file_digest(encoder),
         "sources": sources_of(cell, shelves),
         "device": _device_name(site.device),
-        "device_seconds": meter.device_seconds,
+        "ranks": site.ranks,
+        **_spent(store.folder(cell), meter),
         "peak_memory": meter.peak_memory,
         "versions": _versions(),
         "code": code_digest(),
     }
     pace = facts["seconds"] / facts["steps_run"] if facts["steps_run"] else None
     write_json(store.folder(cell) / "state.json", {**_plain(facts), **measured, "seconds_per_step": pace})
-    if pace is not None:
+    if pace is not None and site.ranks == 1:
         _note_timing(store, cell, pace, measured["peak_memory"], site.device)
 
 
-def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, report: Report) -> None:
+def _transfer(
+    cell: TransferCell,
+    shelves: Registry,
+    site: Site,
+    store: Store,
+    report: Report,
+    meter: Meter,
+    queue: Mapping[str, Any],
+) -> None:
     from bench.transfer import transfer
 
-    meter, folder, state = _Meter(site.device), store.folder(cell), None
+    folder, state = store.folder(cell), None
     weights = None
     if cell.pretrain.trained:
         state, weights = _whole_parent(cell.pretrain, store), store.encoder(cell.pretrain)
@@ -343,9 +326,11 @@ def _transfer(cell: TransferCell, shelves: Registry, site: Site, store: Store, r
         pace = state["seconds_per_step"]
         record["pretrain_seconds"] = pace * cell.pretrain.steps if pace is not None else None
         record["weights_match"] = state.get("weights_match")
+        record |= {f"pretrain_{name}": state.get(name) for name in ("device_type", "device_seconds", "energy_joules")}
     measured: dict[str, Any] = {
         "device": _device_name(site.device),
-        "device_seconds": meter.device_seconds,
+        **_spent(folder, meter),
+        **queue,
         "peak_memory": meter.peak_memory,
         "scores_file": f"{cell.folder}/scores.csv",
         "scores_sha256": scores,
@@ -392,32 +377,73 @@ def _explain(error: Exception) -> tuple[str, str]:
     return (OUT_OF_MEMORY if memory or "can't allocate memory" in str(error) else FAILED), text
 
 
-def _attempt(cell: Cell, site: Site, store: Store, claim: Claim, stop: threading.Event) -> tuple[str, str]:
-    folder, shelves = store.folder(cell), Registry()
-    report = _Reporter(folder, claim, stop)
+def _attempt(
+    cell: Cell, site: Site, store: Store, claim: Claim, stop: threading.Event, since: float
+) -> tuple[str, str]:
+    folder, shelves, meter = store.folder(cell), Registry(), None
+    report, queue = _Reporter(folder, claim, stop), _queue_facts(since)
     try:
-        add_event(folder, "started")
+        add_event(folder, "started", **queue)
         shelves = registry.scan(site.plugins)
         if isinstance(cell, PretrainCell):
-            _pretrain(cell, shelves, site, store, report)
+            meter = Meter(site.device, site.ranks)
+            _pretrain(cell, shelves, site, store, report, meter)
         else:
-            _transfer(cell, shelves, site, store, report)
+            meter = Meter(site.device)
+            _transfer(cell, shelves, site, store, report, meter, queue)
+    except _Cancelled as error:
+        return _fail(store, shelves, cell, FAILED, str(error), meter)
     except CellInterrupted as error:
-        add_event(folder, "interrupted", step=report.step, reason=str(error))
+        add_event(folder, "interrupted", step=report.step, reason=str(error), **_costs(meter))
         return INTERRUPTED, str(error)
     except _ParentLost:
-        add_event(folder, "interrupted", reason="the encoder it needs is gone")
+        add_event(folder, "interrupted", reason="the encoder it needs is gone", **_costs(meter))
         return PARENT_LOST, "the encoder it needs is gone"
     except Exception as error:
         traceback.print_exc()
-        status, reason = _explain(error)
-        try:
-            end_badly(store, shelves, cell, status, reason)
-        except BenchError:  # its plug-in was edited or the disk is full: the launcher leaves the record
-            traceback.print_exc()
-        return status, reason
-    add_event(folder, "finished", step=report.step)
+        return _fail(store, shelves, cell, *_explain(error), meter)
+    add_event(folder, "finished", step=report.step, **_costs(meter))
     return DONE, ""
+
+
+def _fail(
+    store: Store, shelves: Registry, cell: Cell, status: str, reason: str, meter: Meter | None
+) -> tuple[str, str]:
+    try:
+        end_badly(store, shelves, cell, status, reason, _costs(meter))
+    except BenchError:  # its plug-in was edited or the disk is full: the launcher leaves the record
+        traceback.print_exc()
+    return status, reason
+
+
+def _costs(meter: Meter | None) -> dict[str, Any]:
+    return {} if meter is None else meter.costs()
+
+
+def _spent(folder: Path, meter: Meter) -> dict[str, Any]:
+    """What a cell took in this attempt and in those before it on the same type of device."""
+    now = meter.costs()
+    before = [event for event in read_events(folder) if event.get("device_type") == now["device_type"]]
+    total = cost_of_events(before) + cost_of(now)
+    seconds = total.gpu_seconds if now["device_type"] == "cuda" else total.cpu_seconds
+    return now | {"device_seconds": seconds, "energy_joules": total.energy_joules}
+
+
+def _queue_facts(since: float) -> dict[str, Any]:
+    """The job that this process is part of, and how long it waited since it was submitted; nothing outside a job.
+
+    A job that was put back into the queue ran in between, so only its first turn tells how long it waited.
+    """
+    job, start = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_START_TIME")
+    if job is None:
+        return {}
+    first = start is not None and math.isfinite(since) and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+    return {"job": job, "queue_seconds": max(0.0, float(start) - since) if first and start else None}
+
+
+def _where(site: Site) -> dict[str, Any]:
+    """What a cell needs to be run again beside its choices."""
+    return {"data": None if site.data is None else str(site.data), "plugins": list(site.plugins)}
 
 
 def run_cell(
@@ -440,7 +466,7 @@ def run_cell(
         if store.finished(wanted):
             return CellOutcome(DONE, warnings=tuple(warnings))
         try:
-            claim = store.begin(wanted)
+            claim = store.begin(wanted, _where(place))
         except BenchError as error:  # a full disk, a folder of somebody else
             return CellOutcome(FAILED, str(error), warnings=tuple(warnings))
         if claim is None:
@@ -451,29 +477,19 @@ def run_cell(
             failed = failed_since(store, wanted, since)
             if failed is not None:
                 return failed
+            asked = asked_to_stop(store.folder(wanted))
+            if asked is not None and asked >= since:
+                end_badly(store, registry.scan(place.plugins), wanted, FAILED, CANCELLED)
+                return CellOutcome(FAILED, CANCELLED, warnings=tuple(warnings))
+            forget_stop(store.folder(wanted))
             prepare(store.folder(wanted))
-            status, reason = _attempt(wanted, place, store, claim, stop or threading.Event())
+            status, reason = _attempt(wanted, place, store, claim, stop or threading.Event(), since)
         finally:
             claim.release()
     return CellOutcome(status, reason, True, tuple(warnings))
 
 
 # ----------------------------------------------------------------------------------------------------- a child process
-
-
-def _bind_to_parent() -> None:
-    """Ends this process at once when its driver is gone; the last checkpoint stays."""
-    parent = parent_process()
-    if parent is None:
-        return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def _redirect(folder: Path) -> None:
@@ -493,7 +509,7 @@ def child_main(cell: str, site: str, since: float, connection: Connection) -> No
     stop = threading.Event()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: stop.set())
-    _bind_to_parent()
+    bind_to_parent()
     place = json.loads(site)
     import torch
 

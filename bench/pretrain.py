@@ -7,6 +7,7 @@ run that was killed at any instant ends with the same bits as one that never sto
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 import time
@@ -230,7 +231,8 @@ class _Run:
     """One pretraining under way: what a checkpoint holds."""
 
     def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus, fabric: Fabric) -> None:
-        self.cell, self.corpus, self.fabric, self.source = cell, corpus, fabric, spec.origin.sha256
+        self.cell, self.fabric, self.source = cell, fabric, spec.origin.sha256
+        self.corpus = corpus if spec.needs == "pairs" else dataclasses.replace(corpus, pairs=None)
         self.multiple = spec.batch_multiple
         self.method = build_method(cell, spec, corpus).to(fabric.device)
         self.network = self._shared()

@@ -142,6 +142,10 @@ def _check(kind: str, spec: Spec) -> None:
             good = isinstance(value, _TYPES.get(wanted, (object,))) and (isinstance(value, bool) <= (wanted == "bool"))
         if not good:
             raise BenchError(f"{kind} {spec.name!r} declares {item.name}={value!r}, but it takes {wanted}")
+    if isinstance(spec, MethodSpec) and spec.parallel not in ("", "mean", "gather"):
+        raise BenchError(
+            f"{kind} {spec.name!r} declares parallel={spec.parallel!r}, but it takes mean, gather or nothing"
+        )
     if isinstance(spec, TaskSpec) and spec.metric not in METRICS:
         known = ", ".join(METRICS)
         raise BenchError(f"{kind} {spec.name!r} declares an unknown metric {spec.metric!r}; choose from {known}")

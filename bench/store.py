@@ -394,6 +394,22 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
     return _read_lines(folder / "events.jsonl")
 
 
+def ask_to_stop(folder: Path) -> None:
+    """Asks whoever works on a cell, or will in a run that has begun, to leave it; heard on every host."""
+    write_json(folder / "cancelled.json", {"time": utc_now(), "host": socket.gethostname(), "pid": os.getpid()})
+
+
+def asked_to_stop(folder: Path) -> float | None:
+    """When somebody asked so, in seconds since 1970, or None."""
+    asked = read_json(folder / "cancelled.json")
+    return None if asked is None else datetime.fromisoformat(asked["time"]).timestamp()
+
+
+def forget_stop(folder: Path) -> None:
+    """Takes the wish back: a later run was started."""
+    (folder / "cancelled.json").unlink(missing_ok=True)
+
+
 def write_progress(folder: Path, progress: Mapping[str, Any]) -> None:
     """Replaces the cell's `progress.json`; not flushed, for it is only looked at."""
     path = folder / "progress.json"
@@ -506,7 +522,14 @@ class Store:
         """Where a finished pretraining leaves its encoder."""
         return self.folder(cell) / "encoder.safetensors"
 
-    def begin(self, cell: Cell) -> Claim | None:
+    def note(self, cell: Cell, where: Mapping[str, Any] | None = None) -> None:
+        """Leaves a cell's choices in its folder, and `where` its data and plug-ins are, so that it can be run again."""
+        path, known = self.folder(cell) / "cell.json", read_json(self.folder(cell) / "cell.json")
+        wanted = cell_to_dict(cell) | {"key": cell.key, "where": dict(where or (known or {}).get("where") or {})}
+        if known is None or known.get("where") != wanted["where"]:
+            write_json(path, wanted)
+
+    def begin(self, cell: Cell, where: Mapping[str, Any] | None = None) -> Claim | None:
         """Claims a cell and leaves its choices beside its work; None while another live process has it."""
         folder = self.folder(cell)
         held = claim(folder)
@@ -514,8 +537,7 @@ class Store:
             return None
         try:
             sweep(folder)
-            if read_json(folder / "cell.json") is None:
-                write_json(folder / "cell.json", cell_to_dict(cell) | {"key": cell.key})
+            self.note(cell, where)
         except BaseException:
             held.release()
             raise

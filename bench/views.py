@@ -508,7 +508,7 @@ def build(
     every device sees the same draws. finish: made of every view's images at the end. Returns one View of
     (B, C, size, size) for each entry of `views.each` (smaller where a `Crop` has a share); where no `Crop` is declared,
     and the images have another size, the whole image is resized.
-    places: where these images stand in a whole batch of `batch` images, whose draws they have; None: they are all of it.
+    places: where these images stand in a whole batch of `batch` images, whose draws they share; None: they are all.
 
     On the CPU a few images at a time are worked on from beginning to end: what an operation leaves is then still in the
     cache for the next one, and memory is not taken from and given back to the system all the time.

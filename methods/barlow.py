@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bench.losses import barlow_twins
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Rotate, Solarize, Views
@@ -53,6 +54,7 @@ class HParams:
     paper_steps=17151,  # 1000 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=2048,
     min_batch=2,
+    parallel="gather",
 )
 class BarlowTwins(nn.Module):
     """Cross-correlation of image features."""
@@ -77,7 +79,7 @@ class BarlowTwins(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (self.projector(self.backbone.pooled(view.images)) for view in batch.views)  # (B, D)
-        return {"loss": barlow_twins(view0, view1, self.hparams.redundancy_weight)}
+        return {"loss": barlow_twins(gather(view0), gather(view1), self.hparams.redundancy_weight)}
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.losses import info_nce
 from bench.nets import Backbone
+from bench.parallel import gather, part
 from bench.parts import FeatureQueue, momentum_copy
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -51,6 +52,7 @@ class HParams:
     paper_steps=32931,  # 120 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=128,
     min_batch=2,
+    parallel="gather",
 )
 class C2L(nn.Module):
     """Comparing to learn."""
@@ -76,17 +78,18 @@ class C2L(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (view.images for view in batch.views)  # (B, C, S, S)
-        order = torch.randperm(len(view0)).to(view0.device)
+        all0, all1 = gather(view0), gather(view1)
+        order = torch.randperm(len(all0)).to(view0.device)
         share = torch.distributions.Beta(self.hparams.mixing, self.hparams.mixing).sample()
         weight = float(torch.maximum(share, 1 - share))  # of the image itself, in [0.5, 1]
         query = self.projector(self.backbone.pooled(view0))  # (B, D)
-        mixed_query = self.projector(self.backbone.pooled(_mix(view0, order, weight)))
+        mixed_query = self.projector(self.backbone.pooled(part(_mix(all0, order, weight))))
         with torch.no_grad():
             update_momentum(self.backbone, self.momentum_backbone, self.hparams.encoder_momentum)
             update_momentum(self.projector, self.momentum_projector, self.hparams.encoder_momentum)
             key = self.momentum_projector(self.momentum_backbone.pooled(view1)).float()
-            mixed_key = self.momentum_projector(self.momentum_backbone.pooled(_mix(view1, order, weight)))
-        parts = self.compare(query, mixed_query, key, mixed_key, _mix(key, order, weight))
+            mixed_key = self.momentum_projector(self.momentum_backbone.pooled(part(_mix(all1, order, weight))))
+        parts = self.compare(query, mixed_query, key, mixed_key, part(_mix(gather(key), order, weight)))
         loss = torch.stack(list(parts.values())).mean()
         return {"loss": loss, **{name: part.detach() for name, part in parts.items()}}
 
@@ -98,7 +101,7 @@ class C2L(nn.Module):
         parts = {}
         for name, (own, partner) in rows.items():
             parts[name] = info_nce(own, partner, self.queue.snapshot(), self.hparams.temperature)
-            self.queue.enqueue(F.normalize(partner.float(), dim=1))
+            self.queue.enqueue(gather(F.normalize(partner.float(), dim=1)))
         return parts
 
     def export(self) -> dict[str, nn.Module]:

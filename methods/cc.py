@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.losses import cluster_contrast, nt_xent
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
@@ -41,6 +42,7 @@ class HParams:
     paper_steps=137211,  # 1000 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class ContrastiveClustering(nn.Module):
     """Contrast of the rows and of the columns of a batch."""
@@ -66,9 +68,10 @@ class ContrastiveClustering(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         pooled0, pooled1 = (self.backbone.pooled(view.images) for view in batch.views)  # (B, width)
-        instance = nt_xent(self.projector(pooled0), self.projector(pooled1), self.hparams.instance_temperature)
+        view0, view1 = (gather(self.projector(item)) for item in (pooled0, pooled1))  # (B, D)
+        instance = nt_xent(view0, view1, self.hparams.instance_temperature)
         assignment0, assignment1 = (self.cluster_head(item).float().softmax(1) for item in (pooled0, pooled1))  # (B, K)
-        cluster = cluster_contrast(assignment0, assignment1, self.hparams.cluster_temperature)
+        cluster = cluster_contrast(gather(assignment0), gather(assignment1), self.hparams.cluster_temperature)
         return {"loss": instance + cluster, "instance": instance.detach(), "cluster": cluster.detach()}
 
     def export(self) -> dict[str, nn.Module]:

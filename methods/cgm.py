@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone, conv_block, kaiming_
+from bench.parallel import part, ranks
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Flip, Views
@@ -51,6 +52,7 @@ class HParams:
     paper_steps=100000,
     paper_batch=8,
     min_batch=2,
+    parallel="mean",
     note="reinterpreted: ladder autoencoder of 2-D images without labels; the paper's explains labelled segmentations",
 )
 class LadderAutoencoder(nn.Module):
@@ -133,7 +135,8 @@ def _mean_and_log_variance(values: Tensor) -> Gaussian:
 def _sample(gaussian: Gaussian) -> Tensor:
     """One draw, its noise made on the CPU so that every device sees the same: (B, latents)."""
     mean, log_variance = gaussian
-    return mean + (0.5 * log_variance).exp() * torch.randn(mean.shape).to(mean.device)
+    noise = part(torch.randn(ranks() * len(mean), *mean.shape[1:]))
+    return mean + (0.5 * log_variance).exp() * noise.to(mean.device)
 
 
 def _joined(one: Gaussian, other: Gaussian) -> Gaussian:

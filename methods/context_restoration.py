@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone, SegmentationNet
+from bench.parallel import part, ranks
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe
 from bench.views import Batch, Flip, Views
@@ -42,6 +43,7 @@ class HParams:
     groups=("medical", "generative"),
     paper_steps=100000,
     paper_batch=8,
+    parallel="mean",
 )
 class ContextRestoration(nn.Module):
     """Restores images whose patches were swapped."""
@@ -83,7 +85,8 @@ def swap_patches(images: Tensor, side: int, swaps: int) -> Tensor:
     inside = torch.arange(side)
     for _ in range(swaps):
         where = []
-        for corner in _separate_corners(batch, images.shape[-1] - side, side):  # (B, 2)
+        for corners in _separate_corners(ranks() * batch, images.shape[-1] - side, side):
+            corner = part(corners)  # (B, 2)
             rows, columns = (corner[:, :1] + inside).to(images.device), (corner[:, 1:] + inside).to(images.device)
             where.append((image, slice(None), rows[:, :, None], columns[:, None, :]))
         first, second = out[where[0]], out[where[1]]  # (B, side, side, C)

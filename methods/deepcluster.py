@@ -8,7 +8,8 @@ draws every image once an epoch, so that uniform sampling over clusters is repla
 inverse size of the cluster; k-means is scikit-learn's, which has its own way to fill an empty cluster; components
 without variance are left out of the whitening, and there is at most one for eight images, since as many as images would
 leave all images equally far apart; the rates are scaled linearly with the batch; where an epoch is shorter than 100
-steps, clusters last for several, as a classifier that starts afresh must have time to learn. There are as many images
+steps, clusters last for several, as a classifier that starts afresh must have time to learn; a run shorter than an
+epoch keeps the clusters of the untrained network. There are as many images
 to a cluster as on ImageNet (10,000 clusters), at least 16 clusters where that leaves four images to each: what the
 local discrimination table used is not published.
 """
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone
+from bench.parallel import gather, part, ranks
 from bench.parts import cluster_count, kmeans
 from bench.registry import method
 from bench.spec import CorpusInfo, Part, Recipe
@@ -55,6 +57,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class DeepCluster(nn.Module):
     """Clusters of the whole corpus as classes, new ones every epoch."""
@@ -85,7 +88,7 @@ class DeepCluster(nn.Module):
         """What is clustered, and behind one more ReLU classified: (B, width)."""
         hidden = F.relu(self.hidden(self.backbone.pooled(images)))
         if self.training:  # drawn on the CPU, so that every device drops the same units
-            kept = torch.rand(hidden.shape) >= self.hparams.dropout
+            kept = part(torch.rand(ranks() * len(hidden), hidden.shape[1])) >= self.hparams.dropout
             hidden = hidden * kept.to(hidden.device) / (1 - self.hparams.dropout)
         return self.projector(hidden)
 
@@ -107,8 +110,8 @@ class DeepCluster(nn.Module):
         self.age.zero_()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        logits = self.top_layer(F.relu(self.features(batch.views[0].images))).float()  # (B, K)
-        target = self.assignment[batch.index.to(logits.device)]
+        logits = gather(self.top_layer(F.relu(self.features(batch.views[0].images))).float())  # (B, K)
+        target = self.assignment[gather(batch.index.to(logits.device))]
         self.age += 1
         loss = F.cross_entropy(logits, target, weight=self.class_weight)
         return {"loss": loss, "accuracy": (logits.argmax(1) == target).float().mean()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.losses import dense_info_nce, info_nce
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.parts import FeatureQueue, momentum_copy
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -68,6 +69,7 @@ class _Heads(nn.Module):
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class DenseCL(nn.Module):
     """Momentum contrast with a global and a dense branch."""
@@ -100,8 +102,8 @@ class DenseCL(nn.Module):
         image = info_nce(query, key, self.queue.snapshot(), temperature)
         dense_queue = self.dense_queue.snapshot()
         dense = dense_info_nce(query_grid, key_grid, query_cells, key_cells, dense_queue, temperature)
-        self.queue.enqueue(F.normalize(key.float(), dim=1))
-        self.dense_queue.enqueue(F.normalize(key_grid.float().mean(1), dim=1))
+        self.queue.enqueue(gather(F.normalize(key.float(), dim=1)))
+        self.dense_queue.enqueue(gather(F.normalize(key_grid.float().mean(1), dim=1)))
         loss = torch.lerp(image, dense, weight)
         return {"loss": loss, "image": image.detach(), "dense": dense.detach()}
 

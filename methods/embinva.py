@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.losses import instance_discrimination
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
@@ -43,6 +44,7 @@ class HParams:
     paper_steps=54884,  # 200 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=128,
     min_batch=2,
+    parallel="gather",
 )
 class EmbInva(nn.Module):
     """Softmax over the instances of the batch."""
@@ -64,7 +66,7 @@ class EmbInva(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         images = torch.cat([view.images for view in batch.views])  # (2B, C, S, S)
-        rows = self.projector(self.backbone.pooled(images))  # (2B, D)
+        rows = torch.cat([gather(view) for view in self.projector(self.backbone.pooled(images)).chunk(2)])  # (2B, D)
         return {"loss": instance_discrimination(rows, self.hparams.temperature, self.hparams.negative_weight)}
 
     def export(self) -> dict[str, nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench.losses import instdisc_nce, instdisc_normaliser, instdisc_softmax, updated_bank
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
@@ -45,6 +46,7 @@ class HParams:
     groups=("instance",),
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=256,
+    parallel="gather",
 )
 class InstDisc(nn.Module):
     """Noise-contrastive estimation against a bank with one vector per image.
@@ -76,9 +78,9 @@ class InstDisc(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         images = batch.views[0].images  # (B, C, S, S)
-        feature = self.projector(self.backbone.pooled(images))  # (B, D)
-        index = batch.index.to(images.device)
-        noise = torch.randint(len(self.bank), (len(images), self.noise)).to(images.device)  # (B, K)
+        feature = gather(self.projector(self.backbone.pooled(images)))  # (B, D)
+        index = gather(batch.index.to(images.device))
+        noise = torch.randint(len(self.bank), (len(index), self.noise)).to(images.device)  # (B, K)
         drawn = (feature, self.bank, index, noise, self.hparams.temperature)
         if self.normaliser == 0:
             self.normaliser.copy_(instdisc_normaliser(*drawn))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.losses import assignment_entropy, instance_discrimination
 from bench.nets import Backbone, PixelDecoder, patch_embeddings
+from bench.parallel import gather, ranks
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, HalfTurn, Jitter, Op, QuarterTurn, Rotate, Views
@@ -48,6 +49,7 @@ class HParams:
     paper_steps=100000,
     paper_batch=8,
     min_batch=2,
+    parallel="gather",
     note="reinterpreted: no code of the conference version exists; its center and area terms follow the later papers",
 )
 class ConferenceLocalDiscrimination(nn.Module):
@@ -75,7 +77,7 @@ class ConferenceLocalDiscrimination(nn.Module):
         first, second = patch_embeddings(pixels, grid).chunk(2)  # (B, G, K), K channels of an embedding
         cells = second.transpose(1, 2).unflatten(2, (grid, grid))  # (B, K, g, g)
         second = batch.views[1].unturn(cells).flatten(2).transpose(1, 2)
-        rows = torch.cat([first.flatten(0, 1), second.flatten(0, 1)])  # (2 B G, K)
+        rows = torch.cat([gather(first).flatten(0, 1), gather(second).flatten(0, 1)])  # (2 B G, K)
         parts = {
             "patch": instance_discrimination(rows, self.hparams.temperature),
             "center": center_distance(pixels, assignment),
@@ -100,13 +102,14 @@ def center_distance(pixels: Tensor, assignment: Tensor) -> Tensor:
         pixels: v, (N, K, H, W), unit vectors along K.
         assignment: r, (N, C, H, W), sums to 1 over C.
     """
-    count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
+    count = ranks() * pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
     with torch.autocast(pixels.device.type, enabled=False):
         sums = torch.bmm(assignment.flatten(2).float(), pixels.flatten(2).transpose(1, 2).float()).sum(0)  # (C, K)
+        sums = gather(sums[None]).sum(0)
     return 2 - 2 * torch.linalg.vector_norm(sums, dim=1).sum() / count
 
 
 def area_deviation(assignment: Tensor) -> Tensor:
     """Mean squared deviation of the clusters' areas, relative to equal ones: (N, C, H, W) -> 0 where all are equal."""
-    area = assignment.float().mean(dim=(0, 2, 3))  # (C,)
+    area = gather(assignment.float().mean(dim=(0, 2, 3))[None]).mean(0)  # (C,)
     return (area * len(area) - 1).square().mean()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bench.losses import jigsaw_clustering
 from bench.nets import Backbone
+from bench.parallel import gather, part
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Quadrant, Views
@@ -47,6 +48,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class JigClu(nn.Module):
     """Jigsaw clustering."""
@@ -68,9 +70,10 @@ class JigClu(nn.Module):
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(Stage(schedule="cosine"),))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        crops = torch.cat([view.images for view in batch.views])  # (4B, C, s, s), crop p of image i at p B + i
+        crops = torch.cat([gather(view.images) for view in batch.views])  # (4B, C, s, s), crop p of image i at p B + i
         order = torch.randperm(len(crops)).to(crops.device)
-        features = split(self.backbone(montages(crops[order]))[-1])  # (4B, F), row r is of crop order[r]
+        quadrants = split(self.backbone(part(montages(crops[order])))[-1]).chunk(len(PLACES))
+        features = torch.cat([gather(quadrant) for quadrant in quadrants])  # (4B, F), row r is of crop order[r]
         images = len(crops) // len(PLACES)
         clustering = jigsaw_clustering(self.projector(features), order % images, self.hparams.temperature)
         location = F.cross_entropy(self.locator(features).float(), order.div(images, rounding_mode="floor"))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bench.losses import assignment_entropy, instance_discrimination, region_discrimination
 from bench.nets import Backbone, PixelDecoder, patch_embeddings, region_embeddings
+from bench.parallel import gather, part, ranks
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, HalfTurn, Jitter, Op, QuarterTurn, Rotate, Views
@@ -60,6 +61,7 @@ class HParams:
     paper_batch=8,
     min_batch=2,
     batch_multiple=2,
+    parallel="gather",
     set={"mixup": False, "clusters": 0},
 )
 @method(
@@ -73,6 +75,7 @@ class HParams:
     paper_batch=8,
     min_batch=2,
     batch_multiple=2,
+    parallel="gather",
     set={"clusters": 0},
 )
 @method(
@@ -86,6 +89,7 @@ class HParams:
     paper_batch=8,
     min_batch=2,
     batch_multiple=2,
+    parallel="gather",
 )
 @method(
     "rd_v1",
@@ -98,6 +102,7 @@ class HParams:
     paper_batch=8,
     min_batch=2,
     batch_multiple=2,
+    parallel="gather",
     set={"joint": True},
 )
 class LocalDiscrimination(nn.Module):
@@ -140,7 +145,7 @@ class LocalDiscrimination(nn.Module):
             parts["mixup"] = self._mixup_loss(first, patches[real:], weight)
         loss = torch.stack(list(parts.values())).sum()
         if assignment is not None and batch.stage == 1:
-            regions = region_embeddings(pixels[:real], assignment[:real])  # (2B, C, K)
+            regions = gather(region_embeddings(pixels[:real], assignment[:real]))  # (2B, C, K)
             parts["region"] = region_discrimination(regions, self.hparams.region_temperature, self.hparams.joint)
             parts["entropy"] = assignment_entropy(assignment[:real])
             loss = loss + self.hparams.region_weight * parts["region"] + self.hparams.entropy_weight * parts["entropy"]
@@ -153,13 +158,13 @@ class LocalDiscrimination(nn.Module):
         return batch.views[1].unturn(maps).flatten(2).transpose(1, 2)
 
     def _discriminate(self, first: Tensor, second: Tensor) -> Tensor:
-        rows = torch.cat([first.flatten(0, 1), second.flatten(0, 1)])  # (2 B G, K)
+        rows = torch.cat([gather(first).flatten(0, 1), gather(second).flatten(0, 1)])  # (2 B G, K)
         return instance_discrimination(rows, self.hparams.patch_temperature)
 
     def _mix(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """First half and second half of the batch mixed (Eq. 15): (B/2, C, S, S) and weights (B/2,)."""
         one, other = images.chunk(2)
-        weight = (torch.rand(len(one)) * 0.6 + 0.2).to(images.device)
+        weight = (part(torch.rand(ranks() * len(one))) * 0.6 + 0.2).to(images.device)
         return torch.lerp(other, one, weight[:, None, None, None]), weight
 
     def _mixup_loss(self, first: Tensor, mixed: Tensor, weight: Tensor) -> Tensor:

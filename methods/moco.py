@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bench.losses import info_nce
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.parts import FeatureQueue, momentum_copy
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -54,6 +55,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 @method(
     "mocov2",
@@ -65,6 +67,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
     set={"temperature": 0.2, "hidden_layer": True, "strong_views": True, "cosine": True},
 )
 class MoCo(nn.Module):
@@ -100,7 +103,7 @@ class MoCo(nn.Module):
             update_momentum(self.projector, self.momentum_projector, self.hparams.encoder_momentum)
             key = F.normalize(self.momentum_projector(self.momentum_backbone.pooled(view1)).float(), dim=1)  # (B, D)
         loss = info_nce(query, key, self.queue.snapshot(), self.hparams.temperature)
-        self.queue.enqueue(key)
+        self.queue.enqueue(gather(key))
         return {"loss": loss}
 
     def export(self) -> dict[str, nn.Module]:

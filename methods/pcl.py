@@ -7,7 +7,8 @@ it is only a permutation); the learning rate is scaled linearly with the batch; 
 corpus; negatives are all other prototypes where there are fewer than the paper's number. There are as many images to a
 cluster as on ImageNet (25,000 clusters, 50,000 and 100,000), at least 16 clusters where that leaves four images to
 each: what the local discrimination table used is not published. The tenth of the epochs without prototypes is rounded
-down, so that a run of fewer than ten epochs has prototypes from its start.
+down, so that a run of fewer than ten epochs has prototypes from its start: those of the untrained network, until the
+second epoch begins.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from bench.losses import concentration, info_nce, proto_nce
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.parts import FeatureQueue, cluster_count, kmeans, momentum_copy
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -57,6 +59,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class PrototypicalContrast(nn.Module):
     """Momentum contrast with prototypes; the clusterings are numbered from coarse to fine."""
@@ -114,9 +117,9 @@ class PrototypicalContrast(nn.Module):
             update_momentum(self.projector, self.momentum_projector, self.hparams.encoder_momentum)
             key = self._key(view1)  # (B, D)
         parts = {"instance": info_nce(query, key, self.queue.snapshot(), self.hparams.temperature)}
-        self.queue.enqueue(key)
+        self.queue.enqueue(gather(key))
         if int(self.epoch) > self.warmup_epochs:
-            parts["prototype"] = self._prototype_loss(query, batch.index)
+            parts["prototype"] = self._prototype_loss(gather(query), gather(batch.index.to(query.device)))
         return {
             "loss": torch.stack(list(parts.values())).sum(),
             **{name: part.detach() for name, part in parts.items()},

@@ -39,6 +39,7 @@ class HParams:
     groups=("instance",),
     paper_steps=5488,  # 30 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=192,
+    parallel="mean",
 )
 class Rotation(nn.Module):
     """Every image in all its four turns, each to be recognised."""

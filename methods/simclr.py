@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bench.losses import nt_xent
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
@@ -44,6 +45,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class SimCLR(nn.Module):
     """Contrast within the batch."""
@@ -67,7 +69,7 @@ class SimCLR(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (self.projector(self.backbone.pooled(view.images)) for view in batch.views)  # (B, D)
-        return {"loss": nt_xent(view0, view1, self.hparams.temperature)}
+        return {"loss": nt_xent(gather(view0), gather(view1), self.hparams.temperature)}
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}

@@ -1,7 +1,8 @@
 """SimTriplet: two views of an image, and a view of what lies beside it, predict one another without negatives.
 
 Source: Liu et al., SimTriplet: Simple Triplet Representation Learning with a Single GPU, MICCAI 2021, arXiv:2103.05585,
-Eqs. 1 to 3; heads and recipe of SimSiam (Chen, He, CVPR 2021, arXiv:2011.10566), as there.
+Eqs. 1 to 3; heads and recipe of SimSiam (Chen, He, CVPR 2021, arXiv:2011.10566), as there; the predictor's rate stays
+constant, as in SimSiam and in the released code.
 Departs: the paper's tiles are cut from slides of many thousand pixels, and the third view comes from the next tile;
 here a tile is a square window of an image, a third of its side, and its neighbour the window beside it. Weight decay
 and length (100 epochs) are SimSiam's.
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from bench.losses import triplet_similarity
 from bench.nets import Backbone
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import CorpusInfo, Part, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Neighbour, Op, Views
 
 LR_BATCH = 256  # images per step that the paper's learning rate is for
+MOMENTUM = 0.9  # SGD's
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class HParams:
     tile: float = 0.111  # area of a window, as share of the image's: a third of the side, so that it has a neighbour
     projection: int = 2048  # dimensions compared, and width of the projector
     bottleneck: int = 512  # width of the predictor
-    lr: float = 0.05  # SGD with cosine, for 256 images; scaled linearly with the batch
+    lr: float = 0.05  # SGD with cosine (the predictor's is constant), for 256 images; scaled linearly with the batch
     weight_decay: float = 1e-4  # SGD
 
 
@@ -44,6 +46,7 @@ class HParams:
     paper_steps=27442,  # 100 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=128,
     min_batch=2,
+    parallel="mean",
     note="The neighbouring tile of a slide is re-defined as the neighbouring window, a third of the side, of an image.",
 )
 class SimTriplet(nn.Module):
@@ -63,8 +66,9 @@ class SimTriplet(nn.Module):
         return Views(shared=(tile,), each=(ops, ops, (Neighbour(), *ops)))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
-        return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(Stage(schedule="cosine"),))
+        lr, decay = self.hparams.lr * self.batch_size / LR_BATCH, self.hparams.weight_decay
+        predictor = Part("predictor.", "sgd", lr, decay, momentum=MOMENTUM)
+        return Recipe("sgd", lr, decay, MOMENTUM, stages=(Stage(schedule="cosine"),), parts=(predictor,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         projections = [self.projector(self.backbone.pooled(view.images)) for view in batch.views]  # 3 of (B, D)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bench.losses import swapped_prediction
 from bench.nets import Backbone
+from bench.parallel import gather
 from bench.parts import FeatureQueue
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -58,6 +59,7 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    parallel="gather",
 )
 class SwAV(nn.Module):
     """Swapped assignments between crops of several sizes."""
@@ -95,6 +97,7 @@ class SwAV(nn.Module):
         if batch.progress < self.hparams.frozen:
             prototypes = prototypes.detach()
         with torch.autocast(features.device.type, enabled=False):
+            features = torch.cat([gather(view) for view in features.chunk(len(images))])
             scores = (features @ prototypes.T).unflatten(0, (len(images), -1))  # (V, B, P)
             past = self._queue_scores(batch.progress)
         settings = (self.hparams.temperature, self.hparams.epsilon, self.hparams.iterations)

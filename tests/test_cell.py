@@ -19,6 +19,7 @@ import torch
 
 from bench import cell as cell_module
 from bench.cell import BUSY, INTERRUPTED, PARENT_LOST, CellOutcome, run_cell
+from bench.meter import Meter
 from bench.spec import (
     BenchError,
     Cell,
@@ -428,6 +429,6 @@ def test_peak_memory_is_of_this_cell_alone() -> None:
         pytest.skip("the peak cannot be set back here")
     big = bytearray(400_000_000)
     big[::4096] = b"x" * len(big[::4096])
-    high = cell_module._Meter("cpu").peak_memory
+    high = Meter("cpu").peak_memory
     del big
-    assert cell_module._Meter("cpu").peak_memory < high - 300_000_000
+    assert Meter("cpu").peak_memory < high - 300_000_000

@@ -67,7 +67,7 @@ def completed(folder: Path) -> str:
 
 
 def table_of(text: str) -> str:
-    return text[text.index("phantom: generated images, not data") : text.index(f"{TRANSFERS} of {TRANSFERS} results")]
+    return text[text.index("phantom: generated images, not data") : text.index("cost of these numbers")]
 
 
 def survivors(group: int) -> list[int]:

@@ -329,7 +329,9 @@ def test_a_damaged_encoder_that_stays_where_it_is_ends_in_a_failure(house: House
     house.run(grid)
     for path in house.store.results.glob("records/*.json"):
         path.unlink()
-    queue = launch._Queue(launch.needed_cells(grid, house.store), house.store, house.shelves, time.time(), launch.Silent())
+    queue = launch._Queue(
+        launch.needed_cells(grid, house.store), house.store, house.shelves, time.time(), launch.Silent()
+    )
     while queue.open:
         cell = queue.next()
         assert cell is not None

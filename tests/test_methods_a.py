@@ -251,6 +251,18 @@ def test_emmd_substitute_inverts_green_inside_the_field_of_view(channels: int) -
     )
 
 
+@pytest.mark.parametrize("name", ["rotori", "emmd", "emmd_green"])
+def test_the_rate_drops_on_the_way_to_what_the_authors_evaluate(name: str) -> None:
+    run = _run(name, textured_corpus(6, 32, 3), steps=8)
+    rates = []
+    for step in range(8):
+        run.enter(step)
+        (group,) = run.optimizer.param_groups
+        rates.append(group["lr"])
+        assert group["weight_decay"] == 1e-4
+    assert rates == pytest.approx([1e-4] * 4 + [1e-5] * 4)
+
+
 def test_simtriplet_takes_its_third_view_from_beside() -> None:
     run = _run("simtriplet", textured_corpus(16, 64, 3), image_size=64, batch_size=16)
     boxes = []

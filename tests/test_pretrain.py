@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -151,7 +151,16 @@ def _clustering(corpus: Corpus, steps: int, batch_size: int) -> pretrain._Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "build_method", build)
         fabric = pretrain.set_up(Site(Path(), Path(), None))
-        return pretrain._Run(cell, SHELVES.methods["simclr"], corpus, fabric)
+        return pretrain._Run(cell, replace(SHELVES.methods["simclr"], needs="pairs"), corpus, fabric)
+
+
+@pytest.mark.parametrize(("name", "count"), [("simclr", 0), ("emmd", 2)])
+def test_views_of_a_second_modality_are_made_for_those_who_need_it(name: str, count: int) -> None:
+    cell, corpus = pretrain_cell(name, steps=1), textured_corpus(6, 32, 3)
+    assert corpus.pairs is not None
+    run = pretrain._Run(cell, SHELVES.methods[name], corpus, pretrain.set_up(Site(Path(), Path(), None)))
+    batch = pretrain.make_batch(run.corpus, cell, run.declared, 0, 0, torch.device("cpu"))
+    assert (len(batch.views), len(batch.pairs)) == (2, count)
 
 
 def test_a_method_may_look_at_the_corpus_once_per_epoch() -> None:

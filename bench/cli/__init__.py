@@ -18,13 +18,13 @@ from typing import Any
 import typer
 
 from bench import show
-from bench.cli import data, offers, runs, tables
+from bench.cli import data, jobs, offers, runs, tables
 from bench.cli.app import app
 from bench.cli.options import RUNS
 from bench.cli.speak import Interrupted
 from bench.spec import BenchError
 
-COMMANDS = (runs, tables, data, offers)  # modules that hang their commands onto the app
+COMMANDS = (runs, jobs, tables, data, offers)  # modules that hang their commands onto the app
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # wherever the installed typer keeps its click
 

@@ -9,7 +9,21 @@ from typer.core import TyperGroup
 
 from bench import show
 
-ORDER = ("run", "plan", "status", "logs", "table", "data", "list", "show", "doctor", "new")  # of the help
+ORDER = (
+    "run",
+    "plan",
+    "status",
+    "logs",
+    "cancel",
+    "retry",
+    "gc",
+    "table",
+    "data",
+    "list",
+    "show",
+    "doctor",
+    "new",
+)  # of the help
 
 
 class _Ordered(TyperGroup):

@@ -61,6 +61,9 @@ REQUEST: dict[str, Any] = {
     "cells_per_gpu": option(
         Whole, "--cells-per-gpu", "Cells that share a GPU, as far as its memory allows.", PLACE, "1", "N"
     ),
+    "gpus_per_cell": option(
+        Whole, "--gpus-per-cell", "Devices that share one pretraining, and its batch.", PLACE, "1", "N"
+    ),
     "profile": option(Folder, "--profile", "TOML file of these options; the command line wins.", PLACE, metavar="FILE"),
 }
 

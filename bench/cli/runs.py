@@ -13,7 +13,8 @@ import typer
 from bench import registry, show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Json, Results, Runs, Wait, Yes, request_of, requesting
-from bench.cli.speak import Interrupted, build_table, tell
+from bench.cli.speak import Interrupted, build_table, say_costs, tell
+from bench.costs import cost_of_records
 from bench.spec import BenchError
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json 
         rows = grids.plan(grid, request.store)
     _announce(voice, request, grid, rows)
     waiting = sum(row.open or row.state == "running" for row in rows)
-    submission = _submit(voice, grid, request, found, yes) if request.cluster is not None else None
+    with collected_warnings() as handed_over:
+        submission = _submit(voice, grid, request, found, yes) if request.cluster is not None else None
+    early += handed_over
     if submission is not None and submission.open and not wait:
+        tell([], [*early, *stale(rows)])
         if json:
             show.say_json(show.submission_data(submission, grid))
         voice.say("`bench status` tells how they stand; the same command with --wait watches and prints the table")
@@ -64,10 +68,12 @@ def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json 
     if json:
         failures = [{"cell": cell.folder, "key": cell.key, **vars(how)} for cell, how in outcome.failures]
         more = {"failures": failures, "warnings": warnings, "table": loads(tables.render(table, "json"))}
-        show.say_json(summary | more)
+        show.say_json(summary | {"costs": cost_of_records(records).data()} | more)
     else:
         voice.say()
-        voice.say(tables.render(table, "text"))
+        voice.say(tables.render(table, "text").rstrip("\n"))
+        say_costs(voice, records)
+        voice.say()
         voice.say(show.summary_line(summary), "green" if outcome.exit_code == 0 else "red")
     tell(outcome.failures, warnings)
     return outcome.exit_code
@@ -135,18 +141,41 @@ def plan(asked: dict[str, Any], json: Json = False) -> int:
 
 
 @app.command()
-def status(runs: Runs = RUNS, results: Results = RESULTS, json: Json = False) -> int:
-    """Show every cell's state and why it is so."""
+def status(
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again while something runs.")] = False,
+    json: Json = False,
+) -> int:
+    """Show every cell's state, why it is so and what it cost."""
+    from bench.costs import Costs
     from bench.store import Store, collected_warnings
+    from bench.upkeep import costs
+
+    if watch and json:
+        raise BenchError("--watch draws for people and --json is for programs: give one of them")
+    store = Store(runs.absolute(), results.absolute())
+
+    def draw() -> None:
+        states = store.overview()
+        if states:
+            show.states(states, *costs(states))
+        else:
+            show.say(f"nothing has run yet: there are no cells in {runs} and no records in {results}")
+
+    def look() -> tuple[bool, str]:
+        states = store.overview()
+        return any(state.state == "running" for state in states), show.states_line(states)
 
     with collected_warnings() as warnings:
-        states = Store(runs.absolute(), results.absolute()).overview()
-    if json:
-        show.say_json([show.state_data(state) for state in states])
-    elif states:
-        show.states(states)
-    else:
-        show.say(f"nothing has run yet: there are no cells in {runs} and no records in {results}")
+        if watch:
+            show.redraw(look, draw)
+        elif json:
+            states = store.overview()
+            own, _ = costs(states)
+            show.say_json([show.state_data(state, own.get(state.key, Costs())) for state in states])
+        else:
+            draw()
     tell([], warnings)
     return 0
 
@@ -156,17 +185,19 @@ def logs(
     cell: Annotated[str, typer.Argument(help="The start of a key, a folder's name, or TASK/METHOD.", metavar="CELL")],
     runs: Runs = RUNS,
     results: Results = RESULTS,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on while the cell is at work.")] = False,
 ) -> int:
     """Print what a cell wrote while it ran."""
-    from bench.store import Store
+    from bench.store import Store, live_owner
 
-    state = show.find_cell(cell, Store(runs.absolute(), results.absolute()).overview())
+    store = Store(runs.absolute(), results.absolute())
+    state = show.find_cell(cell, store.overview())
     path = state.folder / "log.txt"
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        raise BenchError(f"{state.name} ({state.state}) has no log: there is no file {path}") from None
-    sys.stdout.write(text)
+    if not path.is_file() and not (follow and state.state == "running"):
+        raise BenchError(f"{state.name} ({state.state}) has no log: there is no file {path}")
+    show.follow(path, lambda: follow and live_owner(state.folder) is not None, sys.stdout)
+    if follow:
+        state = show.find_cell(state.key, store.overview())
     ending = f": {state.reason}" if state.reason else ""
     print(f"{state.name} is {state.state}{ending}", file=sys.stderr)
     return 0

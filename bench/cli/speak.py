@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench import show
+from bench.costs import Costs, cost_of, cost_of_records
 
 if TYPE_CHECKING:
     from bench.registry import Registry
@@ -31,6 +32,16 @@ def tell(failures: Sequence[Any], warnings: Sequence[str], shown: int = 10) -> N
         warn(f"{show.cell_name(cell)}: {how.status}: {how.reason}; see `bench logs {cell.key[:12]}`")
     if len(own) > shown:
         warn(f"{len(own) - shown} more failed; see `bench status`")
+
+
+def say_costs(voice: show.Voice, records: Iterable[Mapping[str, Any]]) -> None:
+    """One line on what is behind the numbers of a table, where records tell."""
+    records = list(records)
+    silent = sum(cost_of(record) == Costs() for record in records)
+    text = cost_of_records(records).text()
+    if text:
+        but = f" (without {show.counted(silent, 'number')} whose records do not tell)" if silent else ""
+        voice.say(f"cost of these numbers, every pretraining once{but}: {text}")
 
 
 def build_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from bench import registry, show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Results
-from bench.cli.speak import build_table, tell, warn
+from bench.cli.speak import build_table, say_costs, tell, warn
 from bench.spec import BenchError
 
 
@@ -57,6 +58,8 @@ def table(
     if figure is not None:
         tables.draw(made, figure)
     print(tables.render(made, format_), end="")
+    if format_ in ("text", "md"):
+        say_costs(show.Voice(sys.stdout), records)
     if not results.is_dir():
         warn(f"there is no folder {results}; `bench run` records results there")
     tell([], warnings)

@@ -273,7 +273,7 @@ def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
 
 
 def _best_notes(panel: Panel) -> list[str]:
-    lines, unmarked, tied = [], [], []
+    lines, unmarked, tied = list[str](), list[str](), list[str]()
     for head, cells in panel.columns:
         scored = [cell for cell in cells if cell.mean is not None]
         if len(scored) > 1 and not has_other_data(cells) and not any(cell.best for cell in cells):

@@ -1,0 +1,50 @@
+"""Which code runs: the digest of the packages, and the commit they come from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from bench.spec import digest, file_digest
+from bench.store import read_json
+
+PACKAGES = ("bench", "methods", "tasks")
+SNAPSHOT = "snapshot.json"  # beside the packages where they are a copy: what they are a copy of
+
+
+def code_home() -> Path:
+    """The folder that holds the packages."""
+    return Path(__file__).resolve().parent.parent
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the names and contents of every file of the packages, looked at once per process."""
+    return digest_of(code_home())
+
+
+def digest_of(home: Path) -> str:
+    """The digest of the packages in a folder, as they are now."""
+    paths = sorted(path for package in PACKAGES for path in (home / package).rglob("*"))
+    files = [path for path in paths if "__pycache__" not in path.parts and path.suffix != ".pyc" and path.is_file()]
+    return digest({path.relative_to(home).as_posix(): file_digest(path) for path in files})
+
+
+@cache
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files differ from it; None outside a checkout and its copies."""
+    home = code_home()
+    copied = read_json(home / SNAPSHOT)
+    if copied is not None:
+        return copied.get("commit")
+    if not (home / ".git").exists():
+        return None
+    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
