@@ -163,9 +163,9 @@ class House:
             found = list((self.store.runs / "pretrain").glob(f"{method}-*/progress.json"))
             if not found or happened(found[0].parent).count("started") < starts:
                 return None
-            if (read_progress(found[0].parent) or {"step": 0})["step"] < step:
-                return None
-            return found[0].parent
+            progress = read_progress(found[0].parent)
+            trains = progress is not None and progress["phase"].startswith("stage")  # not: preparing images
+            return found[0].parent if trains and progress is not None and progress["step"] >= step else None
 
         found: Path = eventually(there)
         return found
