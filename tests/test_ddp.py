@@ -77,6 +77,7 @@ def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> tuple[list[dict
     return losses, run.method.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
 def test_two_processes_learn_what_one_learns(method: str, site: Site, pair: Site) -> None:
     alone, state = steps_in_double(pretrain.set_up(site), (method, site))
