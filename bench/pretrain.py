@@ -42,6 +42,7 @@ Report = Callable[[dict[str, Any]], None]
 
 ENCODER = "encoder.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+SWEEP_SECONDS = 10.0  # what may be lost to a kill while a method looks at the whole corpus
 SWEEP_BATCH = 64  # images at a time when a method looks at the whole corpus
 
 
@@ -396,7 +397,7 @@ def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any
     began = saved = time.monotonic()
     losses: dict[str, float] = {}
     for step in range(start, cell.steps):
-        if run.sweeps and step > start and run.begins_epoch(step):
+        if run.sweeps and step > start and run.begins_epoch(step) and time.monotonic() - saved >= SWEEP_SECONDS:
             run.save(folder, step)  # a pass over a large corpus takes long: what was made so far is kept first
             saved = time.monotonic()
         run.enter(step)

@@ -61,7 +61,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Quadrant:
-    """Go on with one quadrant of the image, enlarged towards the others by `overlap` of its side; crops stay inside."""
+    """Go on with one quadrant, enlarged towards the others by `overlap` of the image's side; crops stay inside."""
 
     row: int  # 0 or 1
     column: int  # 0 or 1
@@ -96,7 +96,7 @@ class Gray:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur, sigma uniform in `sigma` (px of a 224 px image, scaled with the view), with probability `p`."""
+    """Gaussian blur, sigma uniform in `sigma` (px where views are 224 px, scaled with `size`), with probability `p`."""
 
     sigma: tuple[float, float] = (0.1, 2.0)
     p: float = 0.5
@@ -335,7 +335,7 @@ def _crop(canvas: _Canvas, op: Crop, draws: _Draws) -> None:
 
 
 def _quadrant(canvas: _Canvas, op: Quadrant, draws: _Draws) -> None:
-    side = (1 + op.overlap) / 2  # of the whole side
+    side = 0.5 + op.overlap  # of the whole side
     matrix = _identity(len(canvas.images))
     matrix[:, 0, 0] = matrix[:, 1, 1] = side
     matrix[:, 0, 2] = (1 - side) * (1 if op.column else -1)
@@ -425,11 +425,12 @@ def _gray(canvas: _Canvas, op: Gray, draws: _Draws) -> None:
 def _blur(canvas: _Canvas, op: Blur, draws: _Draws) -> None:
     canvas.flush()
     channels, height = canvas.images.shape[1:3]
-    sigma = draws.uniform(*op.sigma) * (height / 224)
+    side = canvas.size if canvas.out_size else height  # a smaller crop is blurred by as many of its pixels
+    sigma = draws.uniform(*op.sigma) * (side / 224)
     hit = draws.chosen(op.p)
     if len(hit) == 0:
         return
-    radius = max(1, math.ceil(3 * op.sigma[1] * height / 224))
+    radius = max(1, math.ceil(3 * op.sigma[1] * side / 224))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernels = torch.exp(-0.5 * (offsets / sigma[hit, None].clamp(min=1e-3)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).to(canvas.images)

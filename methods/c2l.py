@@ -6,7 +6,7 @@ Departs from the paper, as its released code does: three holes are cut out of ev
 times per step, after each of the three comparisons (keys, keys of mixed images, mixed keys), so that later comparisons
 of a step meet its earlier keys as negatives. Departs from that code: softmax and not noise contrast, its own option;
 as for MoCo, no shuffled batch normalisation, a learning rate scaled linearly with the batch, and a queue that wraps
-and is never longer than the corpus.
+and is never longer than the corpus; holes have the mean of the image, not of ImageNet.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ COMPONENT_IMAGES = 8  # images to a component, at least
 class HParams:
     """Defaults of the paper."""
 
-    clusters: int = 10000  # on ImageNet; the corpus gets as many images to a cluster
+    clusters: int = 10000  # on ImageNet; the corpus gets as many images to a cluster, or 16 clusters
     components: int = 256  # of the whitened features that are clustered, at most one for eight images
     least_steps: int = 100  # between two clusterings; an epoch of the paper has 5,005
     dropout: float = 0.5  # after the first of the two layers before the classifier
@@ -125,5 +125,7 @@ def whiten(features: Tensor, components: int) -> Tensor:
     centred = features.double() - features.double().mean(0)
     variance, axes = torch.linalg.eigh(centred.T @ centred / len(features))
     kept = variance[-components:] > LEAST_VARIANCE * variance[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    if not kept.any():  # all images alike: one cluster
+        return torch.zeros(len(features), 1)
     projected = centred @ axes[:, -components:][:, kept] / variance[-components:][kept].sqrt()
     return F.normalize(projected, dim=1).float()

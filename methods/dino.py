@@ -75,7 +75,7 @@ class _Network(nn.Module):
 @method(
     "dino",
     HParams,
-    version=1,
+    version=2,
     title="DINO",
     paper="Caron et al. 2021, arXiv:2104.14294",
     groups=("instance",),
@@ -139,4 +139,4 @@ class DINO(nn.Module):
         return first + (last - first) * done
 
     def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.student.backbone.encoder}
+        return {"encoder": self.teacher.backbone.encoder}  # as the authors do, who evaluate the teacher

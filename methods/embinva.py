@@ -37,7 +37,7 @@ class HParams:
 @method(
     "embinva",
     HParams,
-    version=1,
+    version=2,
     title="EmbInva",
     paper="Ye et al. 2019, arXiv:1904.03436",
     groups=("instance",),
@@ -56,7 +56,7 @@ class EmbInva(nn.Module):
         self.projector = nn.Linear(backbone.width, hparams.projection)
 
     def views(self) -> Views:
-        ops = (Crop((0.2, 1.0)), Gray(0.2), Jitter(0.4, 0.4, 0.4, 0.4), Flip())
+        ops = (Crop((0.2, 1.0)), Jitter(0.4, 0.4, 0.4, 0.4), Gray(0.2), Flip())
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:

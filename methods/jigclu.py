@@ -3,7 +3,8 @@
 Source: Chen, Liu, Jia, Jigsaw Clustering for Unsupervised Visual Representation Learning, CVPR 2021, arXiv:2104.00323,
 section 3.
 Departs: a crop's side is half a view's, rounded to a multiple of 16 and at least 32 px (paper: 112 of 224); the head is
-as wide as the backbone (paper: 2048, its ResNet-50's width); the learning rate is scaled linearly with the batch.
+as wide as the backbone (paper: 2048, its ResNet-50's width); the last map is pooled to 2 x 2 as it is (reference:
+resized to 8 x 8 first); the learning rate is scaled linearly with the batch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class HParams:
 
     temperature: float = 0.07  # divides the logits of the clustering
     location_weight: float = 1.0  # of the location's loss, against the clustering's
-    overlap: float = 0.3  # by how much a quadrant reaches over the middle
+    overlap: float = 0.3  # by how much of the image's side a quadrant reaches over the middle
     projection: int = 128  # dimensions compared
     lr: float = 0.03  # SGD with cosine, for 256 images; scaled linearly with the batch
     weight_decay: float = 1e-4  # SGD
@@ -41,7 +42,7 @@ class HParams:
 @method(
     "jigclu",
     HParams,
-    version=1,
+    version=2,
     title="JC",
     paper="Chen et al. 2021, arXiv:2104.00323",
     groups=("cluster",),

@@ -48,7 +48,7 @@ class HParams:
 @method(
     "moco",
     HParams,
-    version=1,
+    version=2,
     title="MoCo",
     paper="He et al. 2020, arXiv:1911.05722",
     groups=("instance",),
@@ -77,8 +77,12 @@ class MoCo(nn.Module):
         super().__init__()
         self.hparams, self.batch_size = hparams, corpus_info.batch_size
         self.backbone = backbone
-        layers = 2 if hparams.hidden_layer else 1
-        self.projector = MoCoProjectionHead(backbone.width, backbone.width, hparams.projection, num_layers=layers)
+        width = backbone.width
+        self.projector = (
+            MoCoProjectionHead(width, width, hparams.projection)
+            if hparams.hidden_layer
+            else nn.Linear(width, hparams.projection)
+        )
         self.momentum_backbone = momentum_copy(self.backbone)
         self.momentum_projector = momentum_copy(self.projector)
         self.queue = FeatureQueue(max(1, min(hparams.queue_size, corpus_info.size)), hparams.projection)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from lightly.models.modules.heads import MoCoProjectionHead
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
@@ -37,8 +36,8 @@ LR_BATCH = 256  # images per step that the paper's learning rate is for
 class HParams:
     """Defaults of the paper."""
 
-    clusterings: int = 3  # each with twice the clusters of the one before
-    clusters: int = 25000  # of the first clustering on ImageNet; the corpus gets as many images to a cluster
+    clusterings: int = 3  # each with twice the clusters of the one before; level where a small corpus has but 16
+    clusters: int = 25000  # of the first clustering on ImageNet; the corpus gets as many images to a cluster, or 16
     restarts: int = 5  # of k-means, of which the best is taken
     warmup: float = 0.1  # share of the epochs without prototypes
     temperature: float = 0.2  # divides the logits between instances; mean density of the clusters
@@ -52,7 +51,7 @@ class HParams:
 @method(
     "pcl",
     HParams,
-    version=1,
+    version=2,
     title="PCL",
     paper="Li et al. 2021, arXiv:2005.04966",
     groups=("cluster",),
@@ -70,9 +69,10 @@ class PrototypicalContrast(nn.Module):
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
         self.hparams, self.batch_size, size = hparams, corpus_info.batch_size, corpus_info.size
-        self.warmup_epochs = int(hparams.warmup * corpus_info.steps * corpus_info.batch_size / size)
+        steps, batch = corpus_info.steps, corpus_info.batch_size
+        self.warmup_epochs = int(hparams.warmup * min(steps, 1 + (steps - 1) * batch // size))  # of those that begin
         self.backbone = backbone
-        self.projector = MoCoProjectionHead(backbone.width, backbone.width, hparams.projection, num_layers=1)
+        self.projector = nn.Linear(backbone.width, hparams.projection)
         self.momentum_backbone = momentum_copy(self.backbone)
         self.momentum_projector = momentum_copy(self.projector)
         self.queue = FeatureQueue(max(1, min(hparams.negatives, size)), hparams.projection)

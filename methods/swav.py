@@ -23,7 +23,7 @@ from bench.nets import Backbone
 from bench.parallel import gather
 from bench.parts import FeatureQueue
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
 
 LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
@@ -52,7 +52,7 @@ class HParams:
 @method(
     "swav",
     HParams,
-    version=1,
+    version=2,
     title="SwAV",
     paper="Caron et al. 2020, arXiv:2006.09882",
     groups=("cluster",),
@@ -66,6 +66,8 @@ class SwAV(nn.Module):
 
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: CorpusInfo) -> None:
         super().__init__()
+        if hparams.queue_size < 1:
+            raise BenchError("swav.queue_size must be at least 1; `--set swav.queue_start=1` runs without a queue")
         self.hparams, self.steps, self.batch_size = hparams, corpus_info.steps, corpus_info.batch_size
         self.backbone = backbone
         self.projector = SwaVProjectionHead(backbone.width, backbone.width, hparams.projection)

@@ -48,7 +48,7 @@ class HParams:
 @method(
     "vicregl",
     HParams,
-    version=1,
+    version=2,
     title="VICRegL",
     paper="Bardes et al. 2022, arXiv:2210.01571",
     groups=("instance", "dense"),
@@ -76,9 +76,8 @@ class VICRegL(nn.Module):
         )
 
     def views(self) -> Views:
-        colours = (Jitter(0.4, 0.4, 0.2, 0.1, p=0.8), Gray(0.2), Blur(p=0.5), Solarize(0.1))
-        ops = (Crop((0.08, 1.0)), Flip(), *colours)
-        return Views(each=(ops, ops))
+        ops = (Crop((0.08, 1.0)), Flip(), Jitter(0.4, 0.4, 0.2, 0.1, p=0.8), Gray(0.2))
+        return Views(each=((*ops, Blur(p=1.0)), (*ops, Blur(p=0.1), Solarize(0.2))))
 
     def recipe(self) -> Recipe:
         stage = Stage(schedule="cosine", warmup=self.hparams.warmup)

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from bench import launch
+from bench import executor, launch
 from bench.cell import failed_since
 from bench.cluster import driver, notes, slurm, watch
 from bench.cluster.arrays import WAVES, arrays_of, gpu_hours
 from bench.cluster.profile import Cluster, Needs, read_cluster
 from bench.cluster.snapshot import take
 from bench.cluster.work import Job, Task
+from bench.executor import LocalExecutor, Packing
 from bench.grid import Request, load_profile, memory_needed
-from bench.launch import LocalExecutor, Packing
 from bench.provenance import SNAPSHOT, digest_of
 from bench.registry import Registry, scan
 from bench.spec import BenchError, PretrainCell, TransferCell
@@ -255,7 +255,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     code = "c0de" * 16  # of a tree that may be edited while its tests run
-    monkeypatch.setattr(launch, "PRELOAD", ("torch",))
+    monkeypatch.setattr(executor, "PRELOAD", ("torch",))
     monkeypatch.setattr("bench.cluster.work.code_digest", lambda: code)
     monkeypatch.setattr("bench.cluster.snapshot.digest_of", lambda home: code)
     monkeypatch.setattr(Job, "_executor", lambda self: executor_with(self.order["slots"]))
@@ -667,7 +667,7 @@ def test_cells_share_a_gpu_as_far_as_its_memory_goes(house: House) -> None:
             slot, devices = place
             self._slots.remove(slot)
             started.append(devices)
-            self._children.append(launch._Child(cell, slot, devices, None, None, 0))  # type: ignore[arg-type]
+            self._children.append(executor._Child(cell, slot, devices, None, None, 0))  # type: ignore[arg-type]
 
     def executor(needed: int | None) -> Recorder:
         packing = Packing(10_000_000_000, 4, lambda cell: needed)
@@ -694,8 +694,8 @@ def test_the_memory_of_a_cell_is_what_its_like_took(house: House) -> None:
 
 def test_the_kernels_kills_are_counted(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    assert launch.memory_kills(tmp_path) == (2 if "0::" in Path("/proc/self/cgroup").read_text() else 0)
-    assert launch.memory_kills(tmp_path / "none") == 0
+    assert executor.memory_kills(tmp_path) == (2 if "0::" in Path("/proc/self/cgroup").read_text() else 0)
+    assert executor.memory_kills(tmp_path / "none") == 0
 
 
 def test_a_signal_to_every_process_of_a_job_kills_nobody(house: House) -> None:

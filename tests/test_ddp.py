@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench import grid, parallel, pretrain, registry, views
 from bench.cell import run_cell
-from bench.launch import LocalExecutor
+from bench.executor import LocalExecutor
 from bench.ranks import Team
 from bench.spec import BenchError, CellError, CellInterrupted, PretrainCell, Site, cell_to_dict, site_to_dict
 from bench.store import Store, load_tensors, read_events

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from bench import launch
+from bench import executor, launch
 from bench.cell import PARENT_LOST, CellOutcome, child_main
+from bench.executor import LocalExecutor
 from bench.grid import Grid, Request, expand, plan
-from bench.launch import LocalExecutor, Outcome, run
+from bench.launch import Outcome, run
 from bench.registry import Registry
 from bench.spec import BenchError, Cell, CellError, PretrainCell, Site, TransferCell
 from bench.store import Store, live_owner, load_checkpoint, read_events, save_tensors
@@ -69,8 +70,9 @@ def calls(home: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def misbehave(script: Mapping[str, Any], step: int) -> None:
+def misbehave(script: Mapping[str, Any], step: int, home: Path) -> None:
     if step == script.get("at", 3):
+        eventually(lambda: len(list(home.glob("driver-*"))) >= script.get("drivers", 0))
         if script.get("do") == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if script.get("do") == "exit":
@@ -90,7 +92,7 @@ def fake_loop(name: str, cell: Cell, site: Site, folder: Path, report: Callable[
     first = found[1]["step"] if found else 0
     note(home, f"start {name} seed {cell.seed} at {first} on {site.device}")
     for step in range(first + 1, STEPS + 1):
-        misbehave(script, step)
+        misbehave(script, step, home)
         report({"phase": "stage 1", "step": step, "steps": STEPS, "losses": {"loss": 1 / step}})
         save_tensors(folder / "checkpoint.safetensors", {"x": torch.ones(1) * step}, {"step": step}, keep_previous=True)
     note(home, f"end {name} seed {cell.seed}")
@@ -160,14 +162,24 @@ class House:
         return Counter(record["status"] for record in self.store.records())
 
 
-def executor_with(jobs: int) -> launch.MakeExecutor:
+def executor_with(jobs: int) -> executor.MakeExecutor:
     return lambda site, since: LocalExecutor(site, jobs, since, ["cpu"], fake_main)
+
+
+class Present(launch.Silent):
+    """Leaves a file once its driver is at work."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def tick(self, running: Sequence[Cell], waiting: Sequence[Cell]) -> None:
+        (self.home / f"driver-{os.getpid()}").touch()
 
 
 def drive(home: str) -> None:
     """A driver as a program: prints its exit code's outcome as one line."""
-    launch.PRELOAD = ("torch",)
-    done = House(Path(home)).run()
+    executor.PRELOAD = ("torch",)
+    done = House(Path(home)).run(observer=Present(Path(home)))
     print(json.dumps({"counts": done.counts, "pretrained": done.pretrained, "transferred": done.transferred}))
     sys.exit(done.exit_code)
 
@@ -194,7 +206,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    monkeypatch.setattr(launch, "PRELOAD", ("torch",))
+    monkeypatch.setattr(executor, "PRELOAD", ("torch",))
     made = House(tmp_path)
     yield made
     for folder in (*made.store.runs.glob("pretrain/*"), *made.store.runs.glob("transfer/*")):
@@ -335,7 +347,7 @@ def test_a_damaged_encoder_that_stays_where_it_is_ends_in_a_failure(house: House
     while queue.open:
         cell = queue.next()
         assert cell is not None
-        queue.ended(launch.Ended(cell, CellOutcome(PARENT_LOST), 0))
+        queue.ended(executor.Ended(cell, CellOutcome(PARENT_LOST), 0))
     assert queue.outcome.counts == {"failed": 2}
     assert all("cannot be moved away" in ended.reason for _, ended in queue.outcome.failures)
     assert house.statuses() == {"failed": 2}
@@ -413,7 +425,7 @@ def test_two_drivers_at_once_run_no_cell_twice(house: House) -> None:
 
 
 def test_a_driver_takes_the_failure_of_another(house: House) -> None:
-    house.script(one={"do": "nan", "sleep": 0.3, "at": 5})
+    house.script(one={"do": "nan", "at": 5, "drivers": 2})
     drivers = [start_driver(house.home)]
     eventually(lambda: house.counts("start")["one"])
     drivers.append(start_driver(house.home))
@@ -442,19 +454,19 @@ def test_a_cell_of_a_driver_that_died_elsewhere_is_taken_over(house: House) -> N
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:0"])
 def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(BenchError, match="unknown device"):
-        launch._devices(device)
+        executor._devices(device)
 
 
 def test_devices_are_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "visible_gpus", lambda: 2)
-    assert launch._devices("auto") == launch._devices("cuda") == ["cuda:0", "cuda:1"]
-    assert launch._devices("cuda:1") == ["cuda:1"] and launch._devices("cpu") == ["cpu"]
+    monkeypatch.setattr(executor, "visible_gpus", lambda: 2)
+    assert executor._devices("auto") == executor._devices("cuda") == ["cuda:0", "cuda:1"]
+    assert executor._devices("cuda:1") == ["cuda:1"] and executor._devices("cpu") == ["cpu"]
     with pytest.raises(BenchError, match="there is no cuda:2: torch sees 2"):
-        launch._devices("cuda:2")
-    monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
-    assert launch._devices("auto") == ["cpu"]
+        executor._devices("cuda:2")
+    monkeypatch.setattr(executor, "visible_gpus", lambda: 0)
+    assert executor._devices("auto") == ["cpu"]
     with pytest.raises(BenchError, match="torch sees no GPU here"):
-        launch._devices("cuda")
+        executor._devices("cuda")
 
 
 def test_gpus_are_handed_out_by_index(house: House) -> None:
@@ -474,9 +486,9 @@ def test_gpus_are_handed_out_by_index(house: House) -> None:
 def test_gpus_are_counted_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(launch, "PRELOAD", ("torch",))
-    assert launch.visible_gpus() == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    monkeypatch.setattr(executor, "PRELOAD", ("torch",))
+    assert executor.visible_gpus() == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def test_cores_are_at_least_one() -> None:
-    assert 1 <= launch.cpu_count() <= (os.cpu_count() or 1)
+    assert 1 <= executor.cpu_count() <= (os.cpu_count() or 1)

@@ -17,14 +17,14 @@ FLOORS = {
     "data leaks phantoms templates",
     2: "pretrain transfer",
     3: "cell",
-    4: "grid launch upkeep cluster table checkup",
+    4: "grid executor launch upkeep cluster table checkup",
     5: "cli show sheet scaffold __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PLUGINS = 1
 LIGHT = (
-    "registry spec store data leaks metrics cell provenance grid launch cluster.driver cluster.watch table checkup "
-    "show cli sheet"
+    "registry spec store data leaks metrics cell provenance grid executor launch cluster.driver cluster.watch table "
+    "checkup show cli sheet"
 )
 HEAVY = ("torch", "torchvision", "lightly", "timm", "numpy", "pandas", "cv2", "scipy", "matplotlib")
 

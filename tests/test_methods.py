@@ -59,6 +59,17 @@ def test_declares_itself(name: str) -> None:
         hparams.__setattr__(spec.fields[0].name if spec.fields else "x", 1)
 
 
+def _trained(run: pretrain._Run) -> torch.nn.Module:
+    """The encoder that learns: the one handed on, or the one that it follows."""
+    handed: torch.nn.Module = run.method.export()["encoder"]  # type: ignore[operator]
+    if all(item.requires_grad for item in handed.parameters()):
+        return handed
+    assert not any(item.requires_grad for item in handed.parameters()), "a part of the encoder is frozen"
+    found = [part for part in run.method.modules() if isinstance(part, nets.Backbone) and part.encoder is not handed]
+    assert len(found) == 1 and all(item.requires_grad for item in found[0].encoder.parameters())
+    return found[0].encoder
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) -> None:
     cell, corpus = _cell(name, channels=channels), textured_corpus(8, SIZE, channels)
@@ -67,7 +78,7 @@ def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) ->
         run.enter(step)
         losses = run.train_step()
         assert all(math.isfinite(value) for value in losses.values()), losses
-    encoder: torch.nn.Module = run.method.export()["encoder"]  # type: ignore[operator]
+    encoder = _trained(run)
     silent = [
         key for key, item in encoder.named_parameters() if item.grad is None or not bool(item.grad.abs().sum() > 0)
     ]

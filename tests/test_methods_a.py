@@ -313,3 +313,17 @@ def test_rotation_shows_all_turns_of_the_same_crop() -> None:
     seen, batch = _seen(run), _batch(run)
     for turns, part in enumerate(seen.chunk(4)):
         assert torch.equal(views.turn(batch.views[0].images, torch.full((4,), turns)), part)
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+@pytest.mark.parametrize(("name", "layers"), [("moco", 1), ("pcl", 1), ("mocov2", 2), ("instdisc", 1), ("embinva", 1)])
+def test_a_head_has_the_layers_of_its_paper(name: str, layers: int) -> None:
+    method: Any = pretrain.build_method(pretrain_cell(name), SHELVES.methods[name], textured_corpus(8, 32, 3))
+    assert sum(isinstance(part, torch.nn.Linear) for part in method.projector.modules()) == layers
+
+
+def test_dino_hands_on_its_teacher() -> None:
+    method: Any = pretrain.build_method(pretrain_cell("dino"), SHELVES.methods["dino"], textured_corpus(8, 32, 3))
+    assert method.export()["encoder"] is method.teacher.backbone.encoder

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench import parts, pretrain, registry
 from bench.data import Corpus
-from bench.spec import BenchError, Site
+from bench.nets import Backbone
+from bench.spec import BenchError, CorpusInfo, Site
 from methods import cgm, context_restoration, deepcluster, ipmi21
 from tests.conftest import pretrain_cell, textured_corpus
 
@@ -378,3 +379,24 @@ def test_equal_areas_cost_nothing() -> None:
     one = torch.zeros(2, 4, 3, 3)
     one[:, 1] = 1
     assert float(ipmi21.area_deviation(one)) == pytest.approx((9 + 3) / 4)
+
+
+def test_whitening_images_that_are_all_alike_makes_one_cluster() -> None:
+    rows = deepcluster.whiten(torch.ones(5, 7), 2)
+    assert rows.shape == (5, 1) and not bool(rows.any())
+    assert len(parts.kmeans(rows, 3)[0].unique()) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "batch", "epochs"), [(35126, 27442, 256, 20), (200, 1000, 256, 100), (20, 50, 256, 5)]
+)
+def test_pcl_waits_a_tenth_of_the_epochs_that_begin(size: int, steps: int, batch: int, epochs: int) -> None:
+    spec = SHELVES.methods["pcl"]
+    info = CorpusInfo(size, 3, SIZE, batch, steps)
+    method: Any = registry.load(spec)(Backbone("tiny_vgg16"), registry.hparams_of(spec, {}), info)
+    assert method.warmup_epochs == epochs
+
+
+def test_swav_without_a_queue_is_told_how() -> None:
+    with pytest.raises(BenchError, match=r"swav\.queue_start=1"):
+        pretrain.build_method(pretrain_cell("swav", queue_size=0), SHELVES.methods["swav"], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ def test_crops_of_a_quadrant_stay_in_it(row: int, column: int) -> None:
     corners = torch.tensor([(-1.0, -1.0, 1.0), (1.0, 1.0, 1.0)], dtype=torch.float64)
     reached = torch.einsum("bij,cj->bci", view.affine, corners)  # (B, 2, 2) x, y of both corners
     for axis, far in ((0, column), (1, row)):
-        low, high = (-0.3, 1.0) if far else (-1.0, 0.3)
+        low, high = (-0.6, 1.0) if far else (-1.0, 0.6)  # 0.8 of the side
         assert float(reached[..., axis].min()) >= low - 1e-9
         assert float(reached[..., axis].max()) <= high + 1e-9
 
@@ -185,6 +186,21 @@ def test_a_crop_has_its_share_of_the_side(share: float, side: int) -> None:
     ops = (views.Crop((0.2, 0.5), share=share), views.Flip(), views.Blur(p=1.0))
     view = views.build(_images(4, 96), views.Views(each=(ops,)), 96, _generator())[0]
     assert view.images.shape == (4, 3, side, side)
+
+
+def test_a_small_crop_is_blurred_by_as_many_pixels_as_a_large_one() -> None:
+    """A step edge under sigma 2 of 224 px: the same slope in pixels, whatever the crop's size."""
+    slopes = []
+    for share in (1.0, 0.5):
+        edge = torch.zeros(1, 1, 224, 224)
+        edge[..., 112:] = 1
+        ops = (views.Crop((1.0, 1.0), (1.0, 1.0), share=share), views.Blur((2.0, 2.0), p=1.0))
+        row = views.build(edge, views.Views(each=(ops,)), 224, _generator(), finish=lambda images: images)[0].images[
+            0, 0, 20
+        ]
+        slopes.append(float(row.diff().abs().max()))
+    assert slopes[0] == pytest.approx(1 / (2 * (2 * math.pi) ** 0.5), rel=0.03)
+    assert slopes[1] == pytest.approx(slopes[0], rel=0.1)
 
 
 def test_solarize_inverts_the_bright() -> None:

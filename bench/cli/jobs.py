@@ -111,7 +111,7 @@ def retry(
     All cells of the store that failed, are blocked or were interrupted, or those that are named or chosen; from their
     last checkpoints, on this machine, with the data and plug-ins they had.
     """
-    from bench import launch, upkeep
+    from bench import executor, launch, upkeep
     from bench.grid.request import Request, check_request
     from bench.store import collected_warnings
 
@@ -133,7 +133,7 @@ def retry(
     outcome = launch.Outcome()
     if again.cells:
         with show.progress(voice, store, len(again.cells)) as watcher, launch.Interrupt() as interrupt:
-            made = launch.local(jobs)
+            made = executor.local(jobs)
             outcome = launch.work_off(again.cells, store, again.site, time.time(), made, interrupt, watcher)
     if outcome.interrupted:
         raise Interrupted("interrupted; `bench retry` goes on where it stopped")

@@ -11,6 +11,7 @@ from bench.cluster import notes, slurm
 from bench.cluster.deaths import outcome_of, write
 from bench.cluster.driver import Submission
 from bench.cluster.standing import look, settle
+from bench.executor import TICK_SECONDS
 from bench.grid import Grid
 from bench.spec import BLOCKED, DONE, FAILED, Cell, TransferCell
 from bench.store import LOG, Store, collected_warnings, live_owner
@@ -45,7 +46,7 @@ class Watch:
             self.observer.tick(running, [])
             pause = max(POLL_SECONDS, 5 * (time.monotonic() - looked))  # a slow file system is left in peace
             while self.open and not interrupt.seen and time.monotonic() - looked < pause:
-                time.sleep(launch.TICK_SECONDS)
+                time.sleep(TICK_SECONDS)
         self.outcome.interrupted = interrupt.seen
         return self.outcome
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import launch, registry
+from bench import executor, launch, registry
 from bench.cell import CellOutcome, failed_since
 from bench.cluster import slurm
 from bench.cluster.deaths import bury, outcome_of, write
@@ -122,9 +122,9 @@ class Job:
                 raise BenchError(f"{path} was changed after the jobs were submitted; run `bench run` again")
         return registry.scan(self.site.plugins)
 
-    def _executor(self) -> launch.MakeExecutor:
+    def _executor(self) -> executor.MakeExecutor:
         slots, shares = self.order["slots"], self.order["cells_per_gpu"]
-        return launch.local(slots, shares, memory_needed(self.store))
+        return executor.local(slots, shares, memory_needed(self.store))
 
     def _left(self, cells: Sequence[Cell]) -> list[Cell]:
         return [cell for cell in cells if outcome_of(self.store, cell, self.since) is None]
