@@ -32,7 +32,7 @@ from bench.costs import cost_of, cost_of_events
 from bench.meter import Meter
 from bench.metrics import METRICS
 from bench.provenance import code_digest, commit
-from bench.ranks import bind_to_parent
+from bench.ranks import STOP_SIGNALS, bind_to_parent
 from bench.registry import Registry
 from bench.spec import (
     BLOCKED,
@@ -72,7 +72,6 @@ from bench.store import (
 CANCELLED = "cancelled; the next `bench run` or `bench retry` goes on from its last checkpoint"
 BUSY, INTERRUPTED, PARENT_LOST = "busy", "interrupted", "parent lost"  # outcomes that leave no record
 PROGRESS_SECONDS = 1.0
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the second is a cluster's word for preemption or a limit near
 _PACKAGES = ("torch", "torchvision", "lightly", "timm", "segmentation-models-pytorch", "safetensors", "numpy", "scipy")
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -270,9 +269,11 @@ def timing_of(cell: Cell) -> dict[str, Any]:
 
 
 def _note_timing(store: Store, cell: Cell, seconds: float, memory: int, device: str) -> None:
-    size = sum(path.stat().st_size for path in store.folder(cell).iterdir() if path.is_file())
-    where = {"memory": memory, "device": device.partition(":")[0]}
-    store.add_timing({"of": timing_of(cell), "seconds": seconds, "bytes": size, **where, "time": utc_now()})
+    """For later estimates; a cell that is done stays done where this fails."""
+    with suppress(OSError, BenchError):
+        size = sum(path.stat().st_size for path in store.folder(cell).iterdir() if path.is_file())
+        where = {"memory": memory, "device": device.partition(":")[0]}
+        store.add_timing({"of": timing_of(cell), "seconds": seconds, "bytes": size, **where, "time": utc_now()})
 
 
 def _pretrain(cell: PretrainCell, shelves: Registry, site: Site, store: Store, report: Report, meter: Meter) -> None:
@@ -383,6 +384,7 @@ def _attempt(
     folder, shelves, meter = store.folder(cell), Registry(), None
     report, queue = _Reporter(folder, claim, stop), _queue_facts(since)
     try:
+        code_digest()  # kept from here on: the files may be edited while the cell is at work
         add_event(folder, "started", **queue)
         shelves = registry.scan(site.plugins)
         if isinstance(cell, PretrainCell):
@@ -400,7 +402,7 @@ def _attempt(
         add_event(folder, "interrupted", reason="the encoder it needs is gone", **_costs(meter))
         return PARENT_LOST, "the encoder it needs is gone"
     except Exception as error:
-        traceback.print_exc()
+        _print_traceback()
         return _fail(store, shelves, cell, *_explain(error), meter)
     add_event(folder, "finished", step=report.step, **_costs(meter))
     return DONE, ""
@@ -412,8 +414,13 @@ def _fail(
     try:
         end_badly(store, shelves, cell, status, reason, _costs(meter))
     except BenchError:  # its plug-in was edited or the disk is full: the launcher leaves the record
-        traceback.print_exc()
+        _print_traceback()
     return status, reason
+
+
+def _print_traceback() -> None:
+    with suppress(OSError):  # the log lies on the disk that may be full
+        traceback.print_exc()
 
 
 def _costs(meter: Meter | None) -> dict[str, Any]:

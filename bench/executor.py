@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.cell import STOP_SIGNALS, CellOutcome, child_main
+from bench.cell import CellOutcome, child_main
+from bench.ranks import start_server
 from bench.spec import BenchError, Cell, PretrainCell, Site, cell_to_dict, site_to_dict
 
 TICK_SECONDS = 0.2
@@ -194,25 +194,8 @@ class LocalExecutor:
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
-    with _deaf():
-        forkserver.ensure_running()
+    start_server()
     return context
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """What is started meanwhile ignores the signals that a cluster sends to every process of a job.
-
-    The fork server has to outlive them: with it its children would die before they have written a checkpoint.
-    """
-    before: dict[int, Any] = {}
-    with suppress(ValueError):  # signals belong to the main thread
-        before |= {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def memory_kills(group: Path | None = None) -> int:

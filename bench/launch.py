@@ -17,9 +17,10 @@ from types import FrameType
 from typing import Any, Protocol
 
 from bench import registry
-from bench.cell import BUSY, INTERRUPTED, PARENT_LOST, STOP_SIGNALS, CellOutcome, end_badly, failed_since
+from bench.cell import BUSY, INTERRUPTED, PARENT_LOST, CellOutcome, end_badly, failed_since
 from bench.executor import TICK_SECONDS, Ended, Executor, MakeExecutor, environment, local
 from bench.grid import Grid, memory_needed
+from bench.ranks import STOP_SIGNALS
 from bench.registry import Registry
 from bench.spec import (
     BLOCKED,
@@ -233,10 +234,13 @@ def blocked_by(cell: Cell, outcome: CellOutcome) -> str:
 
 
 class Interrupt:
-    """Notes SIGINT, SIGTERM and SIGUSR2 instead of dying of them; where it is not `patient` a second one raises."""
+    """Notes SIGINT, SIGTERM and SIGUSR2 instead of dying of them; where it is not `patient` a second one raises.
+
+    A cluster that preempts a job may say so with SIGTERM first; SIGUSR2, which says more, takes its place.
+    """
 
     def __init__(self, patient: bool = False) -> None:
-        self.number: int | None = None  # of the first one
+        self.number: int | None = None  # of the first one, or SIGUSR2
         self._patient = patient
         self._before: dict[int, Any] = {}
 
@@ -253,7 +257,7 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.seen and not self._patient:
             raise KeyboardInterrupt
-        if not self.seen:
+        if not self.seen or number == signal.SIGUSR2:
             self.number = number
 
     def __exit__(self, *error: object) -> None:

@@ -22,6 +22,7 @@ from bench import data, nets, parallel, store, views, weights
 from bench.ranks import Team
 from bench.registry import Registry, hparams_of, load, scan
 from bench.spec import (
+    BenchError,
     CellError,
     CellInterrupted,
     CorpusInfo,
@@ -341,6 +342,9 @@ class _Run:
         batch = make_batch(self.corpus, self.cell, self.declared, self.step, self.stage, device, self.multiple)
         with self.fabric.autocast():
             parts: dict[str, Tensor] = self.network(batch)
+        if "loss" not in parts:
+            found = ", ".join(parts) or "nothing"
+            raise BenchError(f"training_step of {self.cell.method} must return a dict with 'loss'; it returned {found}")
         optimizers = [self.optimizer, *self.part_optimizers]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PATIENCE = timedelta(minutes=30)  # for another process at one meeting point
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the second is a cluster's word for preemption or a limit near
 LAST_WORDS_SECONDS = 3.0  # how long a process that was lost may still say why
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -100,7 +101,7 @@ def bind_to_parent() -> None:
 
 def _assist(work: Work, arguments: Any, site: Site, rank: int, meeting: Path, log: Path, words: Connection) -> None:
     """The whole life of a rank above 0; its last words are how it failed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)  # rank 0 still needs it for the step that it ends with
     bind_to_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -117,6 +118,28 @@ def _assist(work: Work, arguments: Any, site: Site, rank: int, meeting: Path, lo
         words.send((OUT_OF_MEMORY if memory else FAILED, f"{type(error).__name__}: {first}"))
         raise SystemExit(1) from None
     leave()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started meanwhile ignores Ctrl-C and the signals that a cluster sends to every process of a job."""
+    before: dict[int, Any] = {}
+    with suppress(ValueError):  # signals belong to the main thread
+        before |= {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, *STOP_SIGNALS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_server() -> None:
+    """Starts this process's fork server, if it has none, such that signals to every process of a job do not end it.
+
+    With it its children would die before they have written a checkpoint.
+    """
+    with _deaf():
+        forkserver.ensure_running()
 
 
 class Team:
@@ -141,6 +164,7 @@ class Team:
     def _start(self) -> Fabric:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([self.work.__module__, "lightning_fabric"])
+        start_server()
         meeting = self.folder / "meeting"
         for rank in range(1, self.site.ranks):
             ours, theirs = context.Pipe(duplex=False)
@@ -168,7 +192,9 @@ class Team:
         for rank, (helper, words) in enumerate(self.helpers, 1):
             if helper.exitcode:
                 where = f"on device {rank + 1} of {self.site.ranks}"
-                status, reason = FAILED, f"the process was killed by signal {-helper.exitcode}"
+                code = helper.exitcode
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                status, reason = FAILED, f"the process {how}"
                 with suppress(EOFError, OSError):
                     if words.poll():
                         status, reason = words.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -15,8 +16,9 @@ from bench.cluster.standing import Standing, look
 from bench.costs import Costs, cost_of_events, waits
 from bench.registry import Registry
 from bench.spec import BLOCKED, DONE, BenchError, Cell, PretrainCell, Site, TransferCell, cell_from_dict, cell_to_dict
-from bench.store import CellState, Store, ask_to_stop, live_owner, previous_of, read_events, read_json
+from bench.store import LOG, CellState, Store, ask_to_stop, live_owner, previous_of, read_events, read_json
 
+QUEUE_SECONDS = 15.0  # between two questions to a cluster
 INTERRUPTED, RUNNING, QUEUED = "interrupted", "running", "queued"  # states beside those of records
 CHECKPOINT = "checkpoint.safetensors"
 YOUNG_SECONDS = 3600.0  # a temporary or unfinished file younger than this may still be written
@@ -108,7 +110,10 @@ def unfinished(states: Iterable[CellState], failed: bool, blocked: bool) -> list
 
 
 def queued(store: Store) -> tuple[list[CellState], Standing]:
-    """The cells that wait in a cluster's queue, and what it holds of the store; BenchError where it does not answer."""
+    """The cells that wait in a cluster's queue or in a job that runs others, and what it holds of the store.
+
+    BenchError where Slurm does not answer.
+    """
     if not notes.open_notes(store):
         return [], Standing()
     try:
@@ -121,11 +126,33 @@ def queued(store: Store) -> tuple[list[CellState], Standing]:
         for task in order["tasks"] if order else ():
             for choices in task:
                 cell = cell_from_dict(choices)
-                if cell.key in standing.labels and cell.key not in standing.running:
+                if cell.key in standing.labels and not store.finished(cell) and live_owner(store.folder(cell)) is None:
                     reason, folder = f"job {standing.labels[cell.key]}", store.folder(cell)
                     facts = cell_to_dict(cell) | {"key": cell.key}
                     found.append(CellState(cell.kind, folder.name, cell.key, QUEUED, reason, folder, facts, None))
     return found, standing
+
+
+class Overview:
+    """Every cell that a store knows or a cluster's queue holds; the cluster is asked now and then only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._asked = store, -math.inf
+        self._waiting: list[CellState] = []
+
+    def __call__(self) -> list[CellState]:
+        """The cells as they stand; a warning where the cluster does not answer."""
+        if time.monotonic() - self._asked > QUEUE_SECONDS:
+            try:
+                self._waiting, _ = queued(self._store)
+            except BenchError as error:
+                LOG.warning("%s; what waits in its queue is not shown", error)
+            self._asked = time.monotonic()
+        known = self._store.overview()
+        settled = {state.key for state in known if state.state in (DONE, RUNNING)}
+        waiting = [state for state in self._waiting if state.key not in settled]
+        keys = {state.key for state in waiting}
+        return [*(state for state in known if state.key not in keys), *waiting]
 
 
 def cancel(states: Sequence[CellState], standing: Standing) -> list[str]:
@@ -221,15 +248,20 @@ def _spoilt(store: Store, states: Iterable[CellState]) -> list[Litter]:
 
 
 def _caches(store: Store, states: Iterable[CellState], shelves: Registry) -> list[Litter]:
-    site = Site(store.runs, store.results, None)
-    used = {folder for state in states if (cell := cell_of(state)) for folder in _prepared_for(cell, shelves, site)}
+    site, states = Site(store.runs, store.results, None), list(states)
+    cells = [cell for state in states if (cell := cell_of(state))]
+    strange = {cell.task for cell in cells if isinstance(cell, TransferCell) and cell.task not in shelves.tasks}
+    used = {folder for cell in cells for folder in _prepared_for(cell, shelves, site)}
     if not site.cache.is_dir():
         return []
     stale = [path for path in sorted(site.cache.iterdir()) if _PREPARED.fullmatch(path.name) and path.is_dir()]
     return [
         Litter("images prepared for no cell of this store", path, (path,))
         for path in stale
-        if path not in used and _old(path) and live_owner(site.cache / "claims" / path.name) is None
+        if path not in used
+        and not any(path.name.startswith(f"{task[-40:]}-") for task in strange)  # a plug-in's or a TOML file's
+        and _old(path)
+        and live_owner(site.cache / "claims" / path.name) is None
     ]
 
 

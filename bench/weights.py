@@ -74,8 +74,9 @@ def _loaded(blob: bytes, name: str) -> Any:
             f"trust it, and save its state_dict() alone",
         ) from error
     except Exception as error:  # of a damaged file, torch raises whatever its damage leads to
-        why = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise CellError(FAILED, f"{name} is neither a safetensors file nor a whole one of torch.save: {why}") from error
+        why = next(iter(str(error).splitlines()), "")[:200]
+        more = f": {why}" if " " in why else ""  # a bare number or name tells nobody anything
+        raise CellError(FAILED, f"{name} is neither a safetensors file nor a whole one of torch.save{more}") from error
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -61,7 +61,8 @@ def _fetched(backbone: str) -> dict[str, Tensor]:
         encoder: nn.Module = smp.encoders.get_encoder(name, weights=True if name.startswith("tu-") else "imagenet")
     except Exception as error:  # of a dozen kinds, by library, version and what is wrong with the network
         if "pretrained weights" in str(error):
-            raise CellError(FAILED, f"the libraries have no ImageNet weights for the backbone {backbone}") from error
+            none = f"the libraries have no ImageNet weights for the backbone {backbone}"
+            raise CellError(FAILED, f"{none}; vgg16, and encoders of timm as tu-NAME, have some") from error
         raise CellError(
             FAILED,
             f"the ImageNet weights of {backbone} are not here and could not be fetched ({type(error).__name__}): run "

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench import executor, launch
+from bench import executor, launch, upkeep
 from bench.cell import failed_since
 from bench.cluster import driver, notes, slurm, watch
 from bench.cluster.arrays import WAVES, arrays_of, gpu_hours
@@ -28,7 +28,7 @@ from bench.grid import Request, load_profile, memory_needed
 from bench.provenance import SNAPSHOT, digest_of
 from bench.registry import Registry, scan
 from bench.spec import BenchError, PretrainCell, TransferCell
-from bench.store import read_events, read_json, write_json
+from bench.store import asked_to_stop, read_events, read_json, write_json
 from tests.conftest import pretrain_cell, transfer_cell
 from tests.test_launch import STEPS, House, calls, executor_with
 
@@ -409,6 +409,12 @@ def test_how_a_job_died_is_told_apart(
         ("slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***", "CANCELLED"),
         ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=1.0.", "OUT_OF_MEMORY"),
         ("a loss of 0.5", ""),
+        ("slurmstepd: error: *** JOB 1 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***", ""),
+        (f"x CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n{slurm.TURN}, job 12_3\na loss of 0.5", ""),
+        (
+            f"x CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n{slurm.TURN}, job 12_3\ny oom-kill event",
+            "OUT_OF_MEMORY",
+        ),
     ],
 )
 def test_without_accounts_the_log_tells(tmp_path: Path, fake: FakeSlurm, said: str, state: str) -> None:
@@ -426,7 +432,11 @@ def test_a_cell_that_somebody_works_on_is_not_dead(house: House, fake: FakeSlurm
     held = house.store.begin(house.grid().pretrainings[0])
     assert held is not None
     fake.end(house.store)
-    assert submit(house).dead == 3
+    orphans = [cell for cell in house.grid().transfers if cell.pretrain == house.grid().pretrainings[0]]
+    assert submit(house).dead == 5  # the other pretraining, what needs none, and what waits for the one that goes on
+    for cell in orphans:
+        record = house.store.read(cell.key)
+        assert record is not None and record["status"] == "failed" and "gone without a word" in record["reason"]
     held.release()
     assert house.store.state(house.grid().pretrainings[0]) is None
 
@@ -587,8 +597,55 @@ def test_sigusr2_leaves_a_checkpoint_and_asks_for_another_turn(
 def test_sigterm_leaves_the_rest_to_slurm(house: House, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     (note, _), *_ = submit(house).arrays
     interrupted(house, monkeypatch, signal.SIGTERM, note)
-    assert not (fake.home / "scontrol.log").exists()
+    assert "requeue" not in (fake.home / "scontrol.log").read_text()
     assert read_events(house.store.folder(house.grid().pretrainings[0]))[-1]["event"] == "interrupted"
+
+
+def test_sigterm_at_the_begin_of_a_preemption_asks_for_another_turn(
+    house: House, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (note, _), *_ = submit(house).arrays
+    fake.set("control", "JobId=100 ArrayTaskId=0 JobState=RUNNING Reason=None ExitCode=0:0 NodeList=n1\n")
+    interrupted(house, monkeypatch, signal.SIGTERM, note)
+    assert "requeue 100_0" in (fake.home / "scontrol.log").read_text()
+
+
+def test_a_failed_cell_is_submitted_again_while_its_neighbours_run(
+    house: House, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.script(one={"do": "nan"})
+    cluster = Cluster(Needs(minutes=60), array_size=1)
+    notes_made = [note for note, _ in submit(house, cluster).arrays if note.stage == "pretrain"]
+    assert [len(task) for note in notes_made for task in note.tasks] == [2]
+    fake.state(notes_made[0], 0, "RUNNING")
+    work(notes_made[0], 0, monkeypatch)
+    house.script()
+    again = [
+        cell.key for _, array in submit(house, cluster).arrays for cell in array.cells if array.stage == "pretrain"
+    ]
+    assert again == [cell.key for cell in house.grid().pretrainings if cell.method == "one"]
+
+
+def test_cells_that_their_job_has_not_come_to_can_be_cancelled(house: House, fake: FakeSlurm) -> None:
+    submit(house)
+    note = next(note for note in notes.open_notes(house.store) if note.stage == "pretrain")
+    fake.state(note, 0, "RUNNING")
+    waiting, standing = upkeep.queued(house.store)
+    assert {state.key for state in waiting} == {
+        cell.key for cell in (*house.grid().pretrainings, *house.grid().transfers)
+    }
+    upkeep.cancel([state for state in waiting if state.key in note.tasks[0]], standing)
+    assert not (fake.home / "scancel.log").exists()
+    assert all(
+        asked_to_stop(house.store.folder(cell)) for cell in house.grid().pretrainings if cell.key in note.tasks[0]
+    )
+
+
+def test_transfers_of_pretrainings_on_several_devices_have_one(house: House, fake: FakeSlurm) -> None:
+    request = replace(house.request(), cluster=Cluster(Needs(gpus=2, minutes=60)), gpus_per_cell=2)
+    made = driver.submit(house.grid(), request, house.shelves, lambda hours: True)
+    ranks = {note.stage: read_json(note.folder / "array.json")["site"]["ranks"] for note, _ in made.arrays}
+    assert ranks == {"pretrain": 2, "transfer": 1}
 
 
 @pytest.mark.parametrize("how", ["turns", "refused"])
@@ -669,12 +726,12 @@ def test_cells_share_a_gpu_as_far_as_its_memory_goes(house: House) -> None:
             started.append(devices)
             self._children.append(executor._Child(cell, slot, devices, None, None, 0))  # type: ignore[arg-type]
 
-    def executor(needed: int | None) -> Recorder:
+    def recorder(needed: int | None) -> Recorder:
         packing = Packing(10_000_000_000, 4, lambda cell: needed)
         return Recorder(house.request().site(house.shelves), 8, 0.0, ["cuda:0", "cuda:1"], packing=packing)
 
     for needed, fit in ((None, 8), (1_000_000_000, 8), (3_000_000_000, 4), (9_000_000_000, 2), (50_000_000_000, 2)):
-        held = executor(needed)
+        held = recorder(needed)
         started.clear()
         while held.free() and held.takes(cells[0]):
             held.submit(cells[0])

@@ -209,7 +209,7 @@ def test_cancel_says_what_does_not_run(folder: Path, store: Store, capsys: pytes
 
 
 def test_cancel_takes_whole_jobs_out_of_the_queue(folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Job 7_0 holds two cells and keeps one, 7_1 loses its only one, 8 runs."""
+    """Job 7_0 holds two cells and keeps one, 7_1 loses its only one, 7_2 runs and has not come to its cell."""
     cells = [pretrain_cell("moco", seed=seed) for seed in range(4)]
     note = notes.write_note(store, "pretrain", 0.0, [cells[:2], cells[2:3], cells[3:]], {"site": {}})
     notes.noted(replace(note, job="7"))
@@ -221,9 +221,9 @@ def test_cancel_takes_whole_jobs_out_of_the_queue(folder: Path, store: Store, mo
     monkeypatch.setattr(slurm, "ask", lambda words: asked.append(list(words)) or "")
     waiting, _ = upkeep.queued(store)
     assert [(state.key, state.state, state.reason) for state in waiting] == [
-        (cell.key, "queued", f"job {label}") for cell, label in zip(cells[:3], held, strict=False)
+        (cell.key, "queued", f"job {label}") for cell, label in zip(cells, held, strict=True)
     ]
-    chosen = [waiting[0], waiting[2]]
+    chosen = [waiting[0], waiting[2], waiting[3]]
     assert upkeep.cancel(chosen, standing) == ["7_1"]
     assert asked == [["scancel", "7_1"]]
     assert all((state.folder / "cancelled.json").exists() for state in chosen)

@@ -179,3 +179,25 @@ def test_masks_without_images_and_the_reverse_are_named(folder: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"there is no file .*mine\.toml"):
         registry.scan([str(tmp_path / "mine.toml")])
+
+
+@pytest.mark.parametrize("line", ["threshold = 0.5", 'crop = "fov"', "patients = '^fall ([0-9])'", 'augment = "none"'])
+def test_another_choice_makes_another_task(folder: Path, line: str) -> None:
+    """Else a number of before would stand for the new definition, or a cache of before be used for it."""
+    path = declared(folder, f"{PLAIN}test_fraction = 0.4\n")
+    plain = own.read_task(path)
+    path.write_text(f"{path.read_text()}{line}\n")
+    changed = own.read_task(path)
+    assert changed.version != plain.version and changed.origin.sha256 != plain.origin.sha256
+    path.write_text(f'{PLAIN}test_fraction = 0.4\ntitle = "Mine"\n')
+    assert own.read_task(path).version == plain.version
+
+
+def test_a_cache_of_another_version_is_not_used(folder: Path, tmp_path: Path) -> None:
+    path = declared(folder, f"{PLAIN}test_fraction = 0.4\n")
+    spec, site = own.read_task(path), Site(tmp_path / "runs", tmp_path / "results", None)
+    cell, shelves = transfer_cell(pretrain_cell(), "chase"), registry.Registry()
+    shelves.tasks["chase"] = spec
+    before = data.dataset_folder(cell, shelves, site)
+    shelves.tasks["chase"] = dataclasses.replace(spec, version=spec.version + 1)
+    assert data.dataset_folder(cell, shelves, site) != before

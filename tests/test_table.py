@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from bench.registry import Registry
+from bench.show.cells import only
 from bench.spec import BenchError, TaskSpec
 from bench.table import FORMATS, Table, build, default_layout, load_layout, load_layouts, load_published, render
 from bench.table.build import welch
@@ -377,6 +379,24 @@ def test_a_corpus_with_and_without_its_leaks_makes_two_panels() -> None:
     assert any(note.startswith("--drop-leaks left 8 images of photos out") for note in alone.panels[0].notes)
 
 
+def test_corpora_of_one_name_that_hold_other_images_make_two_panels() -> None:
+    first = column("alpha", "veins", [0.5, 0.6], corpus_fingerprint="a" * 64)
+    other = column("beta", "veins", [0.7, 0.8], corpus_fingerprint="b" * 64)
+    same = [item | {"corpus_fingerprint": "a" * 64} for item in other]
+    scratch = column("scratch", "veins", [0.4, 0.5])
+    assert len(table(first + same + scratch).panels) == 1
+    headers = [panel.header for panel in table(first + other + scratch).panels]
+    assert ["its content aaaaaaa" in header for header in headers] == [True, False]
+    assert ["its content bbbbbbb" in header for header in headers] == [False, True]
+
+
+def test_a_budget_keeps_the_baseline_that_was_judged_alike() -> None:
+    trained = column("alpha", "veins", [0.5], budget="quick (steps=100)", transfer_budget="quick")
+    found = trained + column("scratch", "veins", [0.4]) + column("scratch", "veins", [0.3], budget="smoke")
+    kept = only(found, Registry(), None, None, {"budget": "quick (steps=100)"})
+    assert [item["score"] for item in kept] == [0.5, 0.4]
+
+
 def test_a_method_that_cannot_be_had_is_not_available() -> None:
     found = cells(golden_table("real"))
     assert found["graded", "veins"].status == found["graded", "disc"].status == "not available"
@@ -675,3 +695,10 @@ def write_golden() -> None:
 
 if __name__ == "__main__":
     write_golden()
+
+
+def test_a_failure_on_other_files_does_not_hide_the_number() -> None:
+    good = column("alpha", "veins", [0.5], cell_key="good")
+    bad = column("alpha", "veins", [None], cell_key="bad", status="failed", reason="a damaged mask")
+    made = cells(table(bad + good + column("scratch", "veins", [0.4])))
+    assert made["alpha", "veins"].mean == 50.0

@@ -60,9 +60,8 @@ def cancel(cells: Cells = None, runs: Runs = RUNS, results: Results = RESULTS, y
     from bench import upkeep
 
     store = _store(runs, results)
-    waiting, standing = upkeep.queued(store)
-    keys = {state.key for state in waiting}
-    states = [*(state for state in store.overview() if state.key not in keys), *waiting]
+    _, standing = upkeep.queued(store)
+    states = upkeep.Overview(store)()
     chosen = _named(cells, states) if cells else [state for state in states if _goes_on(state)]
     idle = [state.name for state in chosen if not _goes_on(state)]
     if idle:

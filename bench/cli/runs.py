@@ -148,31 +148,31 @@ def status(
     json: Json = False,
 ) -> int:
     """Show every cell's state, why it is so and what it cost."""
+    from bench import upkeep
     from bench.costs import Costs
     from bench.store import Store, collected_warnings
-    from bench.upkeep import costs
 
     if watch and json:
         raise BenchError("--watch draws for people and --json is for programs: give one of them")
-    store = Store(runs.absolute(), results.absolute())
+    overview = upkeep.Overview(Store(runs.absolute(), results.absolute()))
 
     def draw() -> None:
-        states = store.overview()
+        states = overview()
         if states:
-            show.states(states, *costs(states))
+            show.states(states, *upkeep.costs(states))
         else:
             show.say(f"nothing has run yet: there are no cells in {runs} and no records in {results}")
 
     def look() -> tuple[bool, str]:
-        states = store.overview()
-        return any(state.state == "running" for state in states), show.states_line(states)
+        states = overview()
+        return any(state.state in (upkeep.RUNNING, upkeep.QUEUED) for state in states), show.states_line(states)
 
     with collected_warnings() as warnings:
         if watch:
             show.redraw(look, draw)
         elif json:
-            states = store.overview()
-            own, _ = costs(states)
+            states = overview()
+            own, _ = upkeep.costs(states)
             show.say_json([show.state_data(state, own.get(state.key, Costs())) for state in states])
         else:
             draw()
@@ -191,7 +191,12 @@ def logs(
     from bench.store import Store, live_owner
 
     store = Store(runs.absolute(), results.absolute())
-    state = show.find_cell(cell, store.overview())
+    states = store.overview()
+    logged = [state for state in states if (state.folder / "log.txt").is_file()]  # a record may come from elsewhere
+    try:
+        state = show.find_cell(cell, logged)
+    except BenchError:
+        state = show.find_cell(cell, states)
     path = state.folder / "log.txt"
     if not path.is_file() and not (follow and state.state == "running"):
         raise BenchError(f"{state.name} ({state.state}) has no log: there is no file {path}")

@@ -37,7 +37,7 @@ def tell(failures: Sequence[Any], warnings: Sequence[str], shown: int = 10) -> N
 def say_costs(voice: show.Voice, records: Iterable[Mapping[str, Any]]) -> None:
     """One line on what is behind the numbers of a table, where records tell."""
     records = list(records)
-    silent = sum(cost_of(record) == Costs() for record in records)
+    silent = sum(record.get("status") == "done" and cost_of(record) == Costs() for record in records)
     text = cost_of_records(records).text()
     if text:
         but = f" (without {show.counted(silent, 'number')} whose records do not tell)" if silent else ""

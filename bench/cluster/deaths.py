@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from bench.cell import CellOutcome, end_badly, failed_since
 from bench.cluster import slurm
 from bench.launch import blocked_by
@@ -15,14 +17,25 @@ def outcome_of(store: Store, cell: Cell, since: float) -> CellOutcome | None:
     return CellOutcome(DONE) if store.finished(cell) else failed_since(store, cell, since)
 
 
-def bury(store: Store, shelves: Registry, cell: Cell, since: float, end: slurm.End, label: str) -> CellOutcome | None:
-    """Notes how a cell ended whose job (`label`) is over; None where somebody else is at work on it."""
+def bury(
+    store: Store,
+    shelves: Registry,
+    cell: Cell,
+    since: float,
+    end: slurm.End,
+    label: str,
+    queued: Container[str] = (),
+) -> CellOutcome | None:
+    """Notes how a cell ended whose job (`label`) is over; None where somebody else is at work on it.
+
+    queued: keys of cells that another task holds by now.
+    """
     known = outcome_of(store, cell, since)
     if known is not None:
         return known
     if live_owner(store.folder(cell)) is not None:
         return None
-    if isinstance(cell, TransferCell) and cell.pretrain.trained and not store.finished(cell.pretrain):
+    if isinstance(cell, TransferCell) and _lost(store, cell.pretrain, since, queued):
         return write(store, shelves, cell, BLOCKED, _orphaned(store, cell.pretrain, since))
     status, reason = slurm.explain(end, label)
     return write(store, shelves, cell, status, f"{reason} {_progress(store, cell)}")
@@ -35,6 +48,15 @@ def write(store: Store, shelves: Registry, cell: Cell, status: str, reason: str)
     except BenchError as error:
         LOG.warning("how %s ended could not be recorded: %s", cell.folder, error)
     return CellOutcome(status, reason, ran=status != BLOCKED)
+
+
+def _lost(store: Store, parent: PretrainCell, since: float, queued: Container[str]) -> bool:
+    """Whether a pretraining has no encoder and nobody is about to make it."""
+    if not parent.trained or store.finished(parent):
+        return False
+    if failed_since(store, parent, since) is not None:
+        return True
+    return parent.key not in queued and live_owner(store.folder(parent)) is None
 
 
 def _orphaned(store: Store, parent: PretrainCell, since: float) -> str:

@@ -145,7 +145,7 @@ def _submit_all(
         parents = {key: homes[key] for key in array.parents}
         order = {
             "code": copied.code,
-            "site": site_to_dict(_site_for(site, array.needs)),
+            "site": site_to_dict(_site_for(site, array)),
             "files": files,
             "slots": array.slots,
             "cells_per_gpu": array.needs.cells_per_gpu,
@@ -162,8 +162,10 @@ def _submit_all(
     return made
 
 
-def _site_for(site: Site, needs: Needs) -> Site:
-    return replace(site, device="cuda" if needs.gpus else "cpu")
+def _site_for(site: Site, array: Array) -> Site:
+    """Where cells of an array run: a pretraining may be spread over several devices, a transfer is not."""
+    ranks = site.ranks if array.stage == PretrainCell.kind else 1
+    return replace(site, device="cuda" if array.needs.gpus else "cpu", ranks=ranks)
 
 
 def _signal_seconds(needs: Needs) -> int:

@@ -145,7 +145,7 @@ class _Reader:
             raise self.refuse(
                 key, value, 'a table of options of sbatch, such as { constraint = "a100", exclusive = true }'
             )
-        taken = sorted(set(table) & {"array", "dependency", "output", "error", "open-mode", "signal", "requeue"})
+        taken = sorted(name for name in table if name.replace("_", "-") in SET_BY_BENCH)
         if taken:
             raise BenchError(f"{self.place} sets {key}.{taken[0]}, which bench sets itself; leave it out")
         return tuple((name, item if item is True else str(item)) for name, item in table.items())
@@ -177,6 +177,7 @@ class _Reader:
         return tuple(found)
 
 
+SET_BY_BENCH = ("array", "dependency", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "signal")
 NEEDS = ("partition", "account", "qos", "gpus", "cpus", "memory", "time", "cells_per_gpu", "options")
 KEYS = (*NEEDS, "array_size", "parallel", "setup", "environment", "requeues", "max_gpu_hours", *KINDS)
 

@@ -37,6 +37,8 @@ _SAID = (  # by Slurm, in the log of a job that it killed
     ("oom_kill event", "OUT_OF_MEMORY"),
     ("CANCELLED AT", "CANCELLED"),
 )
+TURN = "--- bench: a turn begins"  # what a job writes into that log at its start
+_PUT_BACK = "DUE TO JOB REQUEUE"  # in the line that ends a turn after which another follows
 
 
 class NoAnswer(Exception):
@@ -99,7 +101,10 @@ def _from_control(label: str) -> End | None:
 
 
 def _from_log(label: str, folder: Path) -> End:
-    text = tail(folder / f"{label}_0_log.err")
+    """What Slurm wrote of the last turn; why it ended an earlier one is not why it ended this one."""
+    lines = tail(folder / f"{label}_0_log.err").splitlines()
+    begin = max((at for at, line in enumerate(lines) if line.startswith(TURN) or _PUT_BACK in line), default=-1)
+    text = "\n".join(lines[begin + 1 :])
     return next((End(state) for said, state in _SAID if said in text), End(""))
 
 
@@ -136,6 +141,15 @@ def explain(end: End, label: str) -> tuple[str, str]:
 def withdraw(labels: Sequence[str]) -> None:
     """Takes waiting tasks out of the queue; one that has begun meanwhile goes on. NoAnswer."""
     ask(["scancel", "--state=PENDING", *labels])
+
+
+def goes_on(label: str) -> bool:
+    """Whether a task runs and nothing has been decided of its end: neither cancelled nor put back."""
+    try:
+        text = ask(["scontrol", "--oneliner", "show", "job", label])
+    except NoAnswer:
+        return False
+    return re.search(r"\bJobState=RUNNING(\s|$)", text) is not None
 
 
 def requeue(label: str) -> None:

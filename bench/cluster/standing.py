@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench import registry
+from bench.cell import failed_since
 from bench.cluster import notes, slurm
 from bench.cluster.deaths import bury, outcome_of
 from bench.cluster.notes import Note
 from bench.registry import Registry
 from bench.spec import BenchError, Cell, PretrainCell, TransferCell, cell_from_dict
 from bench.store import Store, read_json
+
+SBATCH_SECONDS = 300.0  # after which an array without a number was never taken by Slurm
 
 
 @dataclass
@@ -37,17 +41,24 @@ def look(store: Store) -> Standing:
     queue = slurm.queue()
     for note in known:
         note = note if note.job else _heard_of(note, queue)
-        for task, keys in enumerate(note.tasks):
-            state = queue.get((note.label(task), note.name))
-            if state is None:
-                found.gone.append((note, task))
-                continue
+        states = {task: queue.get((note.label(task), note.name)) for task in range(len(note.tasks))}
+        found.gone += [(note, task) for task, state in states.items() if state is None]
+        held = {task: state for task, state in states.items() if state is not None}
+        order = read_json(note.folder / notes.ORDER) if held else None
+        for task, state in held.items():
+            keys = note.tasks[task] if order is None else _still_held(store, order["tasks"][task], note.since)
             found.labels |= dict.fromkeys(keys, note.label(task))
             if state == "RUNNING":
                 found.running |= set(keys)
             elif state == "PENDING":
                 found.waiting.append((note, task))
     return found
+
+
+def _still_held(store: Store, cells: Sequence[Mapping[str, Any]], since: float) -> list[str]:
+    """Keys of the cells of a task that it still brings to an end: one that failed in it, it does not take again."""
+    found = [cell_from_dict(cell) for cell in cells]
+    return [cell.key for cell in found if failed_since(store, cell, since) is None]
 
 
 def _heard_of(note: Note, queue: Mapping[tuple[str, str], str]) -> Note:
@@ -66,7 +77,9 @@ def settle(store: Store, gone: Sequence[tuple[Note, int]], queued: Container[str
     for note in sorted({note for note, _ in gone}, key=lambda note: (note.stage != PretrainCell.kind, note.since)):
         tasks = [task for task in range(len(note.tasks)) if (note.name, task) in open_tasks]
         order = read_json(note.folder / notes.ORDER)
-        if order is None:
+        if not note.job and time.time() - note.since < SBATCH_SECONDS:
+            continue  # somebody may be submitting it at this moment
+        if order is None or not note.job:
             note.close()
             continue
         left = {task: _left(store, order["tasks"][task], note.since, queued) for task in tasks}
@@ -76,7 +89,7 @@ def settle(store: Store, gone: Sequence[tuple[Note, int]], queued: Container[str
             ends = slurm.ends(note.job, [note.label(task) for task in unsettled], note.folder)
             for task in unsettled:
                 label = note.label(task)
-                buried = [bury(store, shelves, cell, note.since, ends[label], label) for cell in left[task]]
+                buried = [bury(store, shelves, cell, note.since, ends[label], label, queued) for cell in left[task]]
                 left[task] = [cell for cell, how in zip(left[task], buried, strict=True) if how is None]
                 dead += sum(how is not None and how.ran for how in buried)
         if len(tasks) == len(note.tasks) and not any(left.values()):

@@ -1,14 +1,17 @@
 """What a job does: the local queue over the cells of its task, and what is due when a signal comes.
 
-SIGUSR2 is what Slurm sends before a time limit or a preemption: the cells write their checkpoints, and the job puts
-itself back into the queue. SIGTERM is the end, and whether there is another turn is Slurm's decision: the cells write
-their checkpoints. A cell that is left over is taken up by the next turn, or by the next `bench run`.
+SIGUSR2 is what Slurm sends before a time limit, and before a preemption where the cluster is set up so: the cells write
+their checkpoints, and the job puts itself back into the queue. SIGTERM is the end, and whether there is another turn is
+Slurm's decision: the cells write their checkpoints. Only where Slurm still counts the job as running does the SIGTERM
+begin the grace time of a preemption, which ends well for nobody who waits for it: the job puts itself back here too. A
+cell that is left over is taken up by the next turn, or by the next `bench run`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +95,7 @@ class Job:
 
     def run(self) -> dict[str, int]:
         """Brings the cells to their records, as far as this turn goes."""
+        print(f"{slurm.TURN}, job {self.label}", file=sys.stderr, flush=True)
         if code_digest() != self.order["code"]:
             raise BenchError(
                 f"job {self.label} found other code than was submitted; is something before it on the path?"
@@ -180,7 +184,7 @@ class Job:
         """After a signal: asks for another turn, or says why there is none."""
         left = self._left(self.cells)
         print(f"signal {signal.Signals(number).name}: {len(left)} of {len(self.cells)} cells left", flush=True)
-        if not left or number != signal.SIGUSR2:
+        if not left or (number != signal.SIGUSR2 and not slurm.goes_on(self.label)):
             return
         turns = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         why = f"it was put back {turns} times already"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def corpus_folder(cell: PretrainCell, site: Site) -> Path:
 def dataset_folder(cell: TransferCell, registry: Registry, site: Site) -> Path:
     """Where the dataset of a cell is prepared."""
     spec: TaskSpec = registry.get("task", cell.task)
-    about = (cell.dataset_fingerprint, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
+    about = (cell.dataset_fingerprint, spec.version, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
     return _folder_name(site, cell.task, *about)
 
 
@@ -231,7 +232,12 @@ def split_train(patients: Sequence[str], fraction: float, seed: int = 0) -> tupl
     Seed 0 takes the list as it is; other seeds take it in an order of their own, patient by patient, so that a mean
     over seeds is one over choices of labels too. All labels are always used as listed.
     """
-    used = max(2, round(fraction * len(patients)))
+    used = round(fraction * len(patients)) if fraction < 1 else max(2, len(patients))
+    if used < 2:
+        raise BenchError(
+            f"{100 * fraction:g} % of {len(patients)} training images are fewer than two, one to train with and one to "
+            f"validate; the least label fraction here is {math.ceil(150 / len(patients)) / 100:g}"
+        )
     if used > len(patients):
         raise BenchError(f"a train part of {len(patients)} images cannot be split into training and validation")
     order = _label_order(patients, fraction, seed)[:used]

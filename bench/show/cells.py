@@ -89,7 +89,7 @@ def only(
 ) -> list[dict[str, Any]]:
     """The records of these methods and tasks with these values; BenchError where a value stands in no record.
 
-    A record that uses no corpus belongs to every corpus.
+    A record that uses no corpus belongs to every corpus, and to every budget whose transfers are as long.
     """
     kept = list(records)
     for kind, expression in (("method", methods), ("task", tasks)):
@@ -104,5 +104,16 @@ def only(
             )
             raise BenchError(f"no record has the {name} {value!r}{near}")
         if value is not None:
-            kept = [record for record in kept if record.get(name) in (value, None)]
+            judged = _judged_as(kept, value) if name == "budget" else set()
+            kept = [record for record in kept if record.get(name) in (value, None) or _loose(record) in judged]
     return kept
+
+
+def _judged_as(records: Sequence[Mapping[str, Any]], budget: str) -> set[str]:
+    """What the transfers of a budget are called without what concerns pretraining alone."""
+    return {str(record.get("transfer_budget", budget)) for record in records if record.get("budget") == budget}
+
+
+def _loose(record: Mapping[str, Any]) -> str | None:
+    """The budget of a record that uses no corpus."""
+    return None if record.get("corpus") else str(record.get("budget"))

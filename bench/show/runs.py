@@ -136,6 +136,7 @@ def summary_line(facts: Mapping[str, Any]) -> str:
     bad = f" ({tally(rest)})" if rest else ""
     took = seconds_text(facts["seconds"])
     if not facts["pretrained"] and not facts["transferred"]:
-        return f"{done}{bad}; nothing was trained: every result was there already ({took})"
+        why = "nothing new was trained" if bad else "nothing was trained: every result was there already"
+        return f"{done}{bad}; {why} ({took})"
     trained = f"{counted(facts['pretrained'], 'pretraining')} and {counted(facts['transferred'], 'transfer')}"
     return f"{done}{bad}; {trained} run in {took}"

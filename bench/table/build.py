@@ -250,6 +250,8 @@ def _one(candidates: list[Record], job: _Job) -> tuple[Record, str, str]:
     different = list({str(record["cell_key"]): record for record in candidates}.values())
     if len(different) > 1:
         current = [record for record in different if not job.is_stale(record)]
+        done = [record for record in current if record["status"] == DONE]
+        current = done if len(done) == 1 else current  # what failed beside it was tried with other files
         if len(current) != 1:
             keys = ", ".join(sorted(str(record["cell_key"])[:12] for record in different))
             return different[0], "ambiguous", f"keys {keys}; move all but one out of the records folder"

@@ -79,6 +79,7 @@ def header(panel: Panel, columns: list[Column], records: list[Record]) -> str:
     corpora = _per_column({c.key: corpus_of[c.task] for c in columns if c.task in held & set(corpus_of)}, columns)
     parts = [
         (f"corpus {', '.join(corpora)}" if corpora else "no corpus") + (" (phantom)" if condition.phantom else ""),
+        f"its content {condition.content}" if condition.content else "",
         f"data {panel.data}" if panel.data else "",
         condition.backbone,
         condition.budget,
@@ -265,11 +266,14 @@ def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
     """Which tasks are left of a mean that not every row can have whole."""
     labels = {head.name: head.label for head in panel.heads}
     whole = {mean.name: sum(task in labels for task in mean.tasks) for mean in layout.means}
-    return [
+    cut = [head for head in panel.heads if head.is_mean and 0 < len(head.tasks) < whole[head.name]]
+    lines = [
         f"{head.label}: over {', '.join(labels[task] for task in head.tasks)}, which every compared row has."
-        for head in panel.heads
-        if head.is_mean and 0 < len(head.tasks) < whole[head.name]
+        for head in cut
     ]
+    if cut and panel.against:
+        lines.append("Published means are over all their columns, as printed.")
+    return lines
 
 
 def _best_notes(panel: Panel) -> list[str]:

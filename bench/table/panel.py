@@ -22,7 +22,7 @@ MARKS = {  # status -> what stands in the cell; the gravest first
     "interrupted": "stopped",
     UNAVAILABLE: "n/a",
     "no score": "no score",
-    "ambiguous": "2 keys",
+    "ambiguous": "keys?",
     "no common task": "none",
     "mixed metrics": "mixed",
 }
@@ -38,6 +38,7 @@ class Condition:
     phantom: bool
     corpus: str | None  # None: no corpus; "": as the layout's columns say
     label_fraction: float | None  # None: as the layout's columns say
+    content: str = ""  # the beginning of the corpus's fingerprint, where another of its name holds other images
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.table import notes as words
 from bench.table.layout import Column, Layout, Record, Row
 from bench.table.panel import Condition
+
+FINGERPRINT = 7  # characters of it that tell two corpora of one name apart
 
 
 def fraction_of(record: Record) -> float:
@@ -50,19 +52,28 @@ def inside(records: list[Record], layout: Layout) -> tuple[list[Record], list[st
 # --------------------------------------------------------------------------------------------------------------- panels
 
 
-def _several(records: list[Record]) -> set[str]:
-    """Corpora that records used both whole and with images left out."""
-    variants: dict[str, set[int]] = defaultdict(set)
+Contents = Mapping[tuple[str, bool], Mapping[int, set[str]]]
+
+
+def _contents(records: list[Record]) -> Contents:
+    """(Corpus, whether a phantom) -> images left out of it -> fingerprints of what records then pretrained on."""
+    found: dict[tuple[str, bool], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        variants[str(record.get("corpus"))].add(dropped_of(record))
-    return {corpus for corpus, numbers in variants.items() if len(numbers) > 1}
+        if record.get("corpus"):
+            place = found[str(record["corpus"]), bool(record.get("phantom"))]
+            place[dropped_of(record)].add(str(record.get("corpus_fingerprint") or ""))
+    return found
 
 
-def _condition(record: Record, column: Column | None, layout: Layout, several: Collection[str]) -> Condition:
-    corpus = record.get("corpus") or None
-    as_printed = column is not None and corpus is not None and corpus == column.corpus and corpus not in several
-    if corpus in several and dropped_of(record):
-        corpus = f"{corpus} less {words.count(dropped_of(record), 'leaked image')}"
+def _condition(record: Record, column: Column | None, layout: Layout, contents: Contents) -> Condition:
+    corpus, content, as_printed = record.get("corpus") or None, "", False
+    if corpus is not None:
+        variants, dropped = contents[str(corpus), bool(record.get("phantom"))], dropped_of(record)
+        as_printed = column is not None and corpus == column.corpus and len(variants) == 1
+        if len(variants[dropped]) > 1:
+            content = str(record.get("corpus_fingerprint") or "unknown")[:FINGERPRINT]
+        if len(variants) > 1 and dropped:
+            corpus = f"{corpus} less {words.count(dropped, 'leaked image')}"
     return Condition(
         backbone="" if layout.own_backbones else str(record["backbone"]),
         budget=str(record["budget"]),
@@ -70,18 +81,19 @@ def _condition(record: Record, column: Column | None, layout: Layout, several: C
         phantom=bool(record.get("phantom")),
         corpus="" if as_printed else corpus,
         label_fraction=None if column is not None and column.label_fractions else fraction_of(record),
+        content=content,
     )
 
 
 def split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[Record]]]:
     """Records by condition, in a fixed order. What used no corpus joins every panel that agrees otherwise."""
-    several = _several(records)
+    contents = _contents(records)
     groups: dict[Condition, list[Record]] = defaultdict(list)
     for record in records:
         column = next(
             (item for item in layout.columns if item.task == record["task"] and item.takes(fraction_of(record))), None
         )
-        groups[_condition(record, column, layout, several)].append(record)
+        groups[_condition(record, column, layout, contents)].append(record)
     for loose in [condition for condition in groups if condition.corpus is None]:
         group, homed = groups.pop(loose), set()
         for host in [host for host in groups if _joins(loose, host, groups[host])]:
@@ -93,7 +105,13 @@ def split(records: list[Record], layout: Layout) -> list[tuple[Condition, list[R
 
     def place(condition: Condition) -> tuple[Any, ...]:
         names = (condition.phantom, condition.backbone, condition.budget, condition.protocol)
-        return (*names, condition.corpus is None, condition.corpus or "", -(condition.label_fraction or 0.0))
+        return (
+            *names,
+            condition.corpus is None,
+            condition.corpus or "",
+            condition.content,
+            -(condition.label_fraction or 0.0),
+        )
 
     return sorted(groups.items(), key=lambda item: place(item[0]))
 
@@ -103,7 +121,7 @@ def _joins(loose: Condition, host: Condition, records: list[Record]) -> bool:
     judged = {str(record.get("transfer_budget", record["budget"])) for record in records}
     return (
         host.corpus is not None
-        and replace(host, corpus=None, budget=loose.budget) == loose
+        and replace(host, corpus=None, content="", budget=loose.budget) == loose
         and judged == {loose.budget}
     )
 
