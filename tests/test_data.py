@@ -492,3 +492,10 @@ def test_real_partial_datasets_are_told_as_they_are(
     assert sum(map(len, parts.values())) == present
     _, mask = data.prepare_sample(parts["test"][0], spec, 96)
     assert 0 < mask.mean() < 0.3
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(20, 0.05), (10, 0.1), (3, 0.3)])
+def test_a_fraction_of_fewer_than_two_images_is_refused(count: int, fraction: float) -> None:
+    """They would all be the same two images under several labels."""
+    with pytest.raises(BenchError, match=r"fewer than two.* the least label fraction here is (0\.08|0\.15|0\.5)$"):
+        data.split_train([""] * count, fraction)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from bench import grid, parallel, pretrain, registry, views
-from bench.cell import run_cell
+from bench.cell import INTERRUPTED, child_main, run_cell
 from bench.executor import LocalExecutor
 from bench.ranks import Team
 from bench.spec import BenchError, CellError, CellInterrupted, PretrainCell, Site, cell_to_dict, site_to_dict
-from bench.store import Store, load_tensors, read_events
+from bench.store import Store, load_tensors, read_events, read_progress
 from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
+from tests.test_launch import eventually
 
 SHELVES = registry.scan()
 SHARED = [name for name, spec in SHELVES.methods.items() if spec.parallel]
@@ -213,6 +220,45 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(cell: PretrainCell, site: 
     state = Store(site.runs, site.results).pretrained(cell)
     assert state is not None
     assert (state["ranks"], state["steps_run"]) == (1, 2)
+
+
+class Words:
+    """What a cell's process says in the end, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def send(self, outcome: Any) -> None:
+        self.path.write_text(outcome.status)
+
+    def close(self) -> None: ...
+
+
+def live(cell: str, site: str, words: str) -> None:
+    """The process of one cell, as the queue starts it."""
+    child_main(cell, site, math.inf, Words(Path(words)))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_to_every_process_of_a_shared_cell_leaves_a_checkpoint(
+    cell: PretrainCell, pair: Site, tmp_path: Path, number: int
+) -> None:
+    """As a cluster sends it before a limit: also to the ranks, and to the server that they were forked from."""
+    long, words = replace(cell, steps=100_000), tmp_path / "words"
+    arguments = (json.dumps(cell_to_dict(long)), json.dumps(site_to_dict(pair)), str(words))
+    code = f"import sys; sys.path = {sys.path!r}; from {__name__} import live; live(*{arguments!r})"
+    folder = Store(pair.runs, pair.results).folder(long)
+    with subprocess.Popen([sys.executable, "-c", code], start_new_session=True) as process:
+        try:
+            eventually(lambda: "stage" in (read_progress(folder) or {"phase": ""})["phase"], 120)
+            os.killpg(process.pid, number)
+            assert process.wait(60) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert words.read_text() == INTERRUPTED, (folder / "log.txt").read_text()[-2000:]
+    assert (folder / pretrain.CHECKPOINT).exists()
 
 
 def lost(fabric: Any, kind: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -287,6 +288,7 @@ class _Expansion:
                 if made is None:
                     continue
                 pretrain = pretrainings.setdefault(made, made)
+                _check_fractions(column)
                 transfers += [self.transfer(pretrain, column.task, dataset, share, seed) for share in column.fractions]
         if not transfers:
             left = [f"{what}: {why}" for what, why in self.skipped] + list(dict.fromkeys(self.unavailable.values()))
@@ -305,6 +307,17 @@ class _Expansion:
             tasks=tuple(tasks),
             digests=digests,
         )
+
+
+def _check_fractions(column: _Column) -> None:
+    """BenchError where a label fraction leaves fewer than two training images, which would be another's too."""
+    images = column.task.train
+    for share in column.fractions:
+        if share < 1 and round(share * images) < 2:
+            raise BenchError(
+                f"--label-fraction {share:g} leaves fewer than two of the {images} training images of "
+                f"{column.task.name}; give at least {math.ceil(150 / images) / 100:g}"
+            )
 
 
 def _declared(spec: MethodSpec, name: str) -> int:
