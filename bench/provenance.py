@@ -34,17 +34,27 @@ def digest_of(home: Path) -> str:
 
 @cache
 def commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it; None outside a checkout and its copies."""
+    """The checkout's commit, with `-dirty` where code differs from it; None outside a checkout and its copies.
+
+    Records and tables that a run adds to its checkout change no number.
+    """
     home = code_home()
     copied = read_json(home / SNAPSHOT)
     if copied is not None:
         return copied.get("commit")
     if not (home / ".git").exists():
         return None
-    command = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environment, check=True)
+        head = _git(home, "rev-parse", "HEAD")
+        changed = _git(home, "status", "--porcelain", "--", *PACKAGES)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return f"{head}-dirty" if changed else head or None
+
+
+def _git(home: Path, *words: str) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    command = ["git", "-C", str(home), *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=10, env=environment, check=True
+    ).stdout.strip()
