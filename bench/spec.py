@@ -131,7 +131,7 @@ class HParam:
     doc: str = ""
 
     def parse(self, text: str, owner: str) -> Value:
-        """`text` as this field's type; BenchError where it is none."""
+        """`text` as this field's type; BenchError where it is none, or negative where the default is not."""
         try:
             if self.type == "bool":
                 return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
@@ -140,6 +140,8 @@ class HParam:
             raise BenchError(f"{owner}.{self.name} takes a value of type {self.type}, not {text!r}") from None
         if isinstance(number, float) and not math.isfinite(number):
             raise BenchError(f"{owner}.{self.name} must be finite, not {text!r}")
+        if not isinstance(number, str) and not isinstance(self.default, str) and number < 0 <= self.default:
+            raise BenchError(f"{owner}.{self.name} must not be negative, but is {text}")
         return number
 
 

@@ -181,6 +181,7 @@ def test_an_untrained_row_has_no_corpus(shelves: Registry, request_: Request) ->
         ({"set": ("alpha.clusters=8", "alpha.clusters=9")}, "gives alpha.clusters twice"),
         ({"set": ("alpha.clusters=many",)}, "alpha.clusters takes a value of type int, not 'many'"),
         ({"set": ("alpha.rate=nan",)}, "must be finite"),
+        ({"set": ("alpha.clusters=-1",)}, "alpha.clusters must not be negative, but is -1"),
         ({"set": ("alpha.sharp=maybe",)}, "type bool"),
         ({"set": ("clusters=8",)}, "METHOD.FIELD=VALUE"),
         ({"set": ("alpha.clusters",)}, "METHOD.FIELD=VALUE"),
