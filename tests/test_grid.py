@@ -116,7 +116,7 @@ def test_a_task_with_its_own_corpus_has_its_own_pretraining(shelves: Registry, r
 
 
 def test_seeds_and_fractions_multiply(shelves: Registry, request_: Request) -> None:
-    grid = expand(replace(request_, seeds=3, label_fractions=(0.2, 1.0, 0.2)), shelves)
+    grid = expand(replace(request_, seeds=3, label_fractions=(0.5, 1.0, 0.5)), shelves)
     assert len(grid.pretrainings) == 2 * 3 and len(grid.transfers) == 3 * 2 * 3 * 2
     assert {cell.seed for cell in grid.transfers} == {0, 1, 2}
     assert all(cell.seed == cell.pretrain.seed for cell in grid.transfers)
@@ -187,6 +187,7 @@ def test_an_untrained_row_has_no_corpus(shelves: Registry, request_: Request) ->
         ({"set": ("alpha.clusters",)}, "METHOD.FIELD=VALUE"),
         ({"batch_size": 2}, "beta needs at least 4 and a multiple of 4 images per step, not 2"),
         ({"batch_size": 6}, "beta needs at least 4 and a multiple of 4 images per step, not 6"),
+        ({"label_fractions": (0.3,)}, "leaves fewer than two of the 4 training images of [a-z]+; give at least 0.38"),
         ({"label_fractions": (0.0,)}, r"--label-fraction must be in \(0, 1\], not 0"),
         ({"label_fractions": (1.5,)}, "not 1.5"),
         ({"label_fractions": ()}, "--label-fraction is empty"),
@@ -229,12 +230,12 @@ def test_a_missing_corpus_leaves_the_untrained_row(
     assert grid.skipped == (("pretraining on pool", "pool is not here"),)
 
 
-def test_ten_thousand_cells_are_planned_in_five_seconds(shelves: Registry, request_: Request) -> None:
+def test_ten_thousand_cells_are_planned_in_five_seconds_of_a_processor(shelves: Registry, request_: Request) -> None:
     wanted = replace(request_, methods="all", tasks="all", seeds=850)
-    began = time.perf_counter()
+    began = time.process_time()
     grid = expand(wanted, shelves)
     rows = plan(grid, wanted.store)
-    elapsed = time.perf_counter() - began
+    elapsed = time.process_time() - began
     assert len(grid.transfers) == 4 * 3 * 850 and len({row.cell.key for row in rows}) == len(rows)
     assert elapsed < 5, f"{len(rows)} cells took {elapsed:.1f} s"
 
