@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -339,9 +340,11 @@ def test_a_run_says_what_it_does_and_ends_with_the_table(finished: tuple[Path, s
 def test_the_second_run_trains_nothing(finished: tuple[Path, str]) -> None:
     folder, text = finished
     records = {path: path.stat().st_mtime_ns for path in (folder / "results" / "records").iterdir()}
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     again = bench(folder, "run", *ASKED)
-    assert time.monotonic() - start < 5
+    assert (
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
+    )  # of a processor: a busy machine is slower
     assert again.returncode == 0
     assert "nothing was trained" in again.stdout
     table = text[text.index("Methods by tasks") : text.index("2 of 2 results")]
