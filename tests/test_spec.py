@@ -147,7 +147,7 @@ def test_a_budget_names_its_changes() -> None:
     [("bool", "True", True), ("bool", "0", False), ("int", "-3", -3), ("float", "1e-3", 0.001)],
 )
 def test_a_field_reads_its_type(kind: str, text: str, value: object) -> None:
-    parsed = HParam("x", kind, 0).parse(text, "m")
+    parsed = HParam("x", kind, -1).parse(text, "m")
     assert parsed == value and type(parsed) is type(value)
 
 
