@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench.registry import scan
+from bench.spec import FILE
 
 HOME = Path(__file__).resolve().parent.parent
 SHELVES = scan()
@@ -57,10 +58,14 @@ def test_pretrainings_are_shared_and_nothing_is_done_twice(tmp_path: Path) -> No
 
 
 def test_every_method_meets_every_task(tmp_path: Path) -> None:
-    run(tmp_path, "all", "all")
+    summary = run(tmp_path, "all", "all")
     records = [json.loads(path.read_text()) for path in (tmp_path / "results" / "records").iterdir()]
     cells = {(record["method"], record["task"]): record for record in records}
-    assert set(cells) == {(method, task) for method in SHELVES.methods for task in SHELVES.tasks}
+    absent = {(item["method"], item["task"]) for item in summary["unavailable"]}
+    assert {method for method, _ in absent} <= {"supervised", "emmd", "imagenet"}  # no grades, pairs, weights
+    rows = [name for name, spec in SHELVES.methods.items() if spec.weights != FILE]
+    assert set(cells) == {(method, task) for method in rows for task in SHELVES.tasks} - absent
+    assert len(absent) < len(cells) / 5
     for record in records:
         assert record["status"] == "done"
         assert record["phantom"] is True
