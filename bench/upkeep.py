@@ -148,11 +148,15 @@ class Overview:
             except BenchError as error:
                 LOG.warning("%s; what waits in its queue is not shown", error)
             self._asked = time.monotonic()
-        known = self._store.overview()
-        settled = {state.key for state in known if state.state in (DONE, RUNNING)}
-        waiting = [state for state in self._waiting if state.key not in settled]
-        keys = {state.key for state in waiting}
-        return [*(state for state in known if state.key not in keys), *waiting]
+        return with_waiting(self._store.overview(), self._waiting)
+
+
+def with_waiting(known: Sequence[CellState], waiting: Sequence[CellState]) -> list[CellState]:
+    """The cells of a store, with those of a queue in the place of what became of them before."""
+    settled = {state.key for state in known if state.state in (DONE, RUNNING)}
+    waiting = [state for state in waiting if state.key not in settled]
+    keys = {state.key for state in waiting}
+    return [*(state for state in known if state.key not in keys), *waiting]
 
 
 def cancel(states: Sequence[CellState], standing: Standing) -> list[str]:

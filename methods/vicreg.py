@@ -3,9 +3,9 @@
 Source: Bardes, Ponce, LeCun, VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, ICLR
 2022, arXiv:2105.04906, Eqs. 1 to 6 and Algorithm 1.
 Departs: the expander is four times as wide as the backbone (paper: 8192 on a width of 2048); the squared distance of
-Eq. 5 is averaged over the features, as the paper's own Algorithm 1 has it, and the hinges of the
-two views (Eq. 6) are averaged, as in its released code; LARS with the paper's rate from 256 images per step on, below
-that Adam with a rate of its own, as in this project's SimCLR; biases have the weights' rate.
+Eq. 5 is averaged over the features, as the paper's own Algorithm 1 has it, and the hinges of the two views (Eq. 6) are
+averaged, as in its released code; LARS with the paper's rate from 256 images per step on, below that Adam with a rate
+of its own, as in this project's SimCLR; biases have the weights' rate.
 """
 
 from __future__ import annotations

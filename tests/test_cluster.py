@@ -724,7 +724,8 @@ def test_cells_share_a_gpu_as_far_as_its_memory_goes(house: House) -> None:
             slot, devices = place
             self._slots.remove(slot)
             started.append(devices)
-            self._children.append(executor._Child(cell, slot, devices, None, None, 0))  # type: ignore[arg-type]
+            connection: Any = None  # nothing is started
+            self._children.append(executor._Child(cell, slot, devices, None, connection, 0))
 
     def recorder(needed: int | None) -> Recorder:
         packing = Packing(10_000_000_000, 4, lambda cell: needed)

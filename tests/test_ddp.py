@@ -236,7 +236,8 @@ class Words:
 
 def live(cell: str, site: str, words: str) -> None:
     """The process of one cell, as the queue starts it."""
-    child_main(cell, site, math.inf, Words(Path(words)))  # type: ignore[arg-type]
+    connection: Any = Words(Path(words))
+    child_main(cell, site, math.inf, connection)
 
 
 @pytest.mark.slow

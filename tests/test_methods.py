@@ -61,7 +61,8 @@ def test_declares_itself(name: str) -> None:
 
 def _trained(run: pretrain._Run) -> torch.nn.Module:
     """The encoder that learns: the one handed on, or the one that it follows."""
-    handed: torch.nn.Module = run.method.export()["encoder"]  # type: ignore[operator]
+    method: Any = run.method
+    handed: torch.nn.Module = method.export()["encoder"]
     if all(item.requires_grad for item in handed.parameters()):
         return handed
     assert not any(item.requires_grad for item in handed.parameters()), "a part of the encoder is frozen"

@@ -62,7 +62,7 @@ def test_tiny_vgg16_has_the_released_codes_sizes() -> None:
 
 
 def test_forward_pass_is_the_released_codes() -> None:
-    """In float64, so that it does not depend on the processor; the vector is of float32 and 2e-5 off at one patch."""
+    """In float64, so that it does not depend on the processor; the vector is of float32, and 2e-5 off in 7 patches."""
     stored = np.load(GOLDEN / "ld_network_forward.npz")
     golden = {key: stored[key].astype(np.float64) for key in ("image", "attention", "patch", "region")}
     backbone = nets.Backbone("tiny_vgg16")
@@ -72,11 +72,13 @@ def test_forward_pass_is_the_released_codes() -> None:
     with torch.no_grad():
         pixels, assignment = decoder.double()(backbone.double()(torch.from_numpy(golden["image"])))
     assert assignment is not None
-    torch.testing.assert_close(assignment, torch.from_numpy(golden["attention"]), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(assignment, torch.from_numpy(golden["attention"]), atol=1e-6, rtol=1e-5)
     patches = nets.patch_embeddings(pixels, 8).transpose(1, 2).unflatten(2, (8, 8))
     torch.testing.assert_close(patches, torch.from_numpy(golden["patch"]), atol=3e-5, rtol=1e-5)
+    far = (patches - torch.from_numpy(golden["patch"])).abs() > 5e-6
+    assert int(far.any(dim=1).sum()) <= 7  # of 64
     regions = nets.region_embeddings(pixels, assignment)
-    torch.testing.assert_close(regions, torch.from_numpy(golden["region"]), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(regions, torch.from_numpy(golden["region"]), atol=1e-6, rtol=1e-5)
 
 
 def test_pooling_is_the_released_codes() -> None:

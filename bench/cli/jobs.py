@@ -60,8 +60,8 @@ def cancel(cells: Cells = None, runs: Runs = RUNS, results: Results = RESULTS, y
     from bench import upkeep
 
     store = _store(runs, results)
-    _, standing = upkeep.queued(store)
-    states = upkeep.Overview(store)()
+    waiting, standing = upkeep.queued(store)
+    states = upkeep.with_waiting(store.overview(), waiting)
     chosen = _named(cells, states) if cells else [state for state in states if _goes_on(state)]
     idle = [state.name for state in chosen if not _goes_on(state)]
     if idle:
