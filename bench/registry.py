@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -21,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from bench import own
 from bench.metrics import METRICS
-from bench.spec import FILE, LIBRARY, BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec
+from bench.spec import FILE, LIBRARY, BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec, suggest
 
 T = TypeVar("T")
 Spec = MethodSpec | TaskSpec | CorpusSpec
@@ -180,19 +180,6 @@ def read_file(path: Path) -> list[tuple[str, Spec]]:
     return found
 
 
-def read_toml(path: Path) -> list[tuple[str, Spec]]:
-    """The task that a TOML file declares for a user's own images."""
-    from bench.data import own
-
-    return [("task", own.read_task(path))]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x' or 'y'?`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
-
-
 # ------------------------------------------------------------------------------------------------------------ registry
 
 
@@ -214,7 +201,7 @@ class Registry:
     def add_file(self, path: Path, *, tolerant: bool = False) -> list[str]:
         """Registers what a file declares and returns the names; `tolerant` notes a broken file instead of raising."""
         try:
-            found = read_toml(path) if path.suffix == TOML else read_file(path)
+            found = [("task", own.read_task(path))] if path.suffix == TOML else read_file(path)
         except BenchError as error:
             if not tolerant:
                 raise
@@ -405,8 +392,6 @@ def _import_file(path: Path) -> ModuleType:
 def load(spec: Spec) -> Any:
     """The class or function a declaration stands on, imported now; BenchError naming the file where that fails."""
     if spec.origin.file.endswith(TOML):
-        from bench.data import own
-
         return own.loader(Path(spec.origin.file))
     return getattr(_import_file(Path(spec.origin.file)), spec.origin.symbol)
 

@@ -7,10 +7,11 @@ or number of workers. A dataset enters by its fingerprint, so moving it changes 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,12 @@ Value = bool | int | float | str
 
 class BenchError(Exception):
     """A request that cannot be carried out; the message is one sentence that says what to do."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x' or 'y'?`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(item) for item in near)}?" if near else ""
 
 
 DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT, BLOCKED = "done", "failed", "out of memory", "timed out", "blocked"

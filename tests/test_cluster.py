@@ -20,11 +20,11 @@ from bench import executor, launch, upkeep
 from bench.cell import failed_since
 from bench.cluster import driver, notes, slurm, watch
 from bench.cluster.arrays import WAVES, arrays_of, gpu_hours
-from bench.cluster.profile import Cluster, Needs, read_cluster
 from bench.cluster.snapshot import take
 from bench.cluster.work import Job, Task
 from bench.executor import LocalExecutor, Packing
 from bench.grid import Request, load_profile, memory_needed
+from bench.grid.profile import Cluster, Needs, read_cluster
 from bench.provenance import SNAPSHOT, digest_of
 from bench.registry import Registry, scan
 from bench.spec import BenchError, PretrainCell, TransferCell

@@ -13,8 +13,8 @@ from bench.registry import scan
 
 HOME = Path(__file__).resolve().parent.parent
 FLOORS = {
-    0: "__init__ registry spec store costs meter ranks parallel provenance views nets weights parts losses metrics "
-    "data leaks phantoms templates",
+    0: "__init__ registry own samples spec store costs meter ranks parallel provenance views nets weights parts losses "
+    "metrics data leaks phantoms templates",
     2: "pretrain transfer",
     3: "cell",
     4: "grid executor launch upkeep cluster table checkup",

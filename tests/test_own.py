@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bench import data, registry
-from bench.data import own
+from bench import data, own, registry
 from bench.spec import BenchError, Site
 from tests.conftest import pretrain_cell, textured_images, transfer_cell
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bench.checkup.kinds import Target
 from bench.data import FOLDER
-from bench.registry import Registry, suggest
-from bench.spec import BenchError, CorpusSpec, TaskSpec
+from bench.registry import Registry
+from bench.spec import BenchError, CorpusSpec, TaskSpec, suggest
 
 
 def targets(names: Sequence[str], registry: Registry) -> list[Target]:

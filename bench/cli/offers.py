@@ -11,7 +11,7 @@ from bench import registry, show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Data, Json, Results, Runs, data_from_environment
 from bench.cli.speak import warn
-from bench.spec import BenchError, MethodSpec
+from bench.spec import BenchError, MethodSpec, suggest
 
 KINDS = ("methods", "tasks", "groups", "corpora", "backbones", "tables")
 
@@ -23,7 +23,7 @@ def list_(
 ) -> int:
     """List methods, tasks, corpora, backbones or tables."""
     if kind not in KINDS:
-        raise BenchError(f"`bench list` knows {', '.join(KINDS)}, not {kind!r}{registry.suggest(kind, KINDS)}")
+        raise BenchError(f"`bench list` knows {', '.join(KINDS)}, not {kind!r}{suggest(kind, KINDS)}")
     found = registry.scan()
     rows = show.offered(kind, found)
     if json:

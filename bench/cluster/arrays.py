@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cluster.profile import Cluster, Needs
+from bench.grid.profile import Cluster, Needs
 from bench.spec import Cell, PretrainCell, TransferCell
 
 WAVES = 8  # arrays that transfers with the same needs are spread over, so that few wait for a pretraining not theirs

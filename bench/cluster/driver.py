@@ -17,11 +17,11 @@ from bench import launch
 from bench.cluster import notes, slurm
 from bench.cluster.arrays import Array, arrays_of, gpu_hours
 from bench.cluster.notes import Note
-from bench.cluster.profile import Cluster, Needs
 from bench.cluster.snapshot import take
 from bench.cluster.standing import Standing, look, settle, withdraw
 from bench.cluster.work import SIGNAL_SECONDS, Task
 from bench.grid import Grid, Request, plan
+from bench.grid.profile import Cluster, Needs
 from bench.registry import Registry
 from bench.spec import BenchError, Cell, PretrainCell, Site, file_digest, site_to_dict
 from bench.store import Claim, Store, claim

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data.kinds import RunLength
+from bench.samples import RunLength
 from bench.spec import BenchError
 
 if TYPE_CHECKING:

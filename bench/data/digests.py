@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import phantoms, store
 from bench.data.cache import in_threads
-from bench.data.kinds import MissingData
+from bench.samples import MissingData
 from bench.spec import BenchError, digest, file_digest
 
 

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.data.kinds import FOLDER, CorpusImage, Inventory, MissingData, NoImages, Sample
+from bench.data.kinds import Inventory
 from bench.registry import load
+from bench.samples import FOLDER, CorpusImage, MissingData, NoImages, Sample, is_file
 from bench.spec import CorpusSpec, TaskSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".dcm")
@@ -35,14 +36,6 @@ def folder_of(root: Path, *nested: str) -> Path:
         if (root / name).is_dir():
             root = root / name
     return root
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file can be seen at `path`; a folder that may not be entered holds none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def absent(spec: TaskSpec | CorpusSpec, what: str, where: Path, more: str = "") -> MissingData:

@@ -1,58 +1,14 @@
-"""What datasets and corpora are made of, as tasks list them and as cells know them. Plain data."""
+"""What cells know of datasets and corpora. Plain data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.spec import BenchError, TaskSpec
+from bench.samples import Sample
+from bench.spec import TaskSpec
 
-FOLDER = "folder:"  # a corpus named by its place
 PREPARATION = 2  # raised when decoding, cropping or resizing changes; part of every fingerprint
-
-
-class MissingData(BenchError):
-    """A dataset or corpus is not under the data root, or not whole."""
-
-
-class NoImages(MissingData):
-    """The folder of a corpus, which it may share with a dataset, holds none of its images."""
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """A mask as text: every row is `gap run gap run ...`, column by column; several rows are united.
-
-    SIIM-ACR's relative run lengths: each gap counts from the end of the run before it. A row of "-1" is empty.
-    """
-
-    rows: tuple[str, ...]
-    height: int  # px
-    width: int  # px
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One labelled image on disk; several masks are united."""
-
-    name: str
-    image: Path
-    masks: tuple[Path | RunLength, ...]
-    patient: str = ""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.image, *(mask for mask in self.masks if isinstance(mask, Path)))
-
-
-@dataclass(frozen=True)
-class CorpusImage:
-    """One image to pretrain on, with what is known of it besides."""
-
-    path: Path
-    label: int | None = None  # image-level grade: its place in the corpus's `classes`
-    pair: Path | None = None  # the same view in a second modality
-    patient: str = ""
 
 
 @dataclass(frozen=True)

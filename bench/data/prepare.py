@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.decode import read_image, read_mask
-from bench.data.kinds import Sample
+from bench.samples import Sample
 from bench.spec import BenchError, TaskSpec
 
 if TYPE_CHECKING:

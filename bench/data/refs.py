@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.data.digests import Digests, phantom_fingerprint
 from bench.data.files import chosen_samples, corpus_images, inventory, own_root, samples
-from bench.data.kinds import FOLDER, PREPARATION, CorpusImage, CorpusRef, DatasetRef, MissingData, RunLength, Sample
+from bench.data.kinds import PREPARATION, CorpusRef, DatasetRef
 from bench.registry import Registry
+from bench.samples import FOLDER, CorpusImage, MissingData, RunLength, Sample
 from bench.spec import CorpusSpec, TaskSpec, digest
 
 

@@ -13,7 +13,7 @@ from bench import data
 from bench.grid.audit import Audits
 from bench.grid.request import Request, check_backbone, check_request, checked_fractions
 from bench.leaks import Tick, silent
-from bench.registry import Registry, suggest
+from bench.registry import Registry
 from bench.spec import (
     BACKBONES,
     FILE,
@@ -29,6 +29,7 @@ from bench.spec import (
     Value,
     file_digest,
     label_of,
+    suggest,
 )
 from bench.store import LOG
 from bench.table.layout import Layout, Row, load_layout

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from bench.cluster.profile import Cluster, read_cluster
-from bench.registry import Registry, suggest
-from bench.spec import BACKBONES, BUDGETS, PROTOCOLS, BenchError, Budget, Site
+from bench.grid.profile import Cluster, read_cluster
+from bench.registry import Registry
+from bench.spec import BACKBONES, BUDGETS, PROTOCOLS, BenchError, Budget, Site, suggest
 from bench.store import Store
 
 SIZE_MULTIPLE = 32  # the coarsest stride of the backbones, px

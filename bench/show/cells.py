@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.costs import Costs
-from bench.registry import Registry, suggest
+from bench.registry import Registry
 from bench.show.amounts import counted, tally
 from bench.show.terminal import columns, say
 from bench.show.watch import progress_text
-from bench.spec import BenchError
+from bench.spec import BenchError, suggest
 from bench.store import CellState
 
 

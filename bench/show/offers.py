@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.registry import Registry, Spec, suggest
+from bench.registry import Registry, Spec
 from bench.show.terminal import columns, facts, say
-from bench.spec import BACKBONES, BenchError
+from bench.spec import BACKBONES, BenchError, suggest
 
 
 def method_rows(registry: Registry) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bench.registry import layout_files, suggest
-from bench.spec import SCHEMA, BenchError, TaskSpec, Value, label_of
+from bench.registry import layout_files
+from bench.spec import SCHEMA, BenchError, TaskSpec, Value, label_of, suggest
 
 Record = Mapping[str, Any]
 REQUIRED = ("method", "label", "task", "backbone", "budget", "protocol", "label_fraction", "seed", "status", "cell_key")

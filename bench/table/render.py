@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, groupby
 from typing import Any, Protocol, TypeVar
 
-from bench.registry import suggest
-from bench.spec import BenchError
+from bench.spec import BenchError, suggest
 from bench.table.notes import ranges
 from bench.table.panel import LEAKS, MARKS, UNAVAILABLE, Cell, Condition, Head, Panel, PanelRow, Table
 

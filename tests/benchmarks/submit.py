@@ -48,8 +48,8 @@ def pretend(home: Path) -> None:
 def submission(home: Path) -> dict[str, float]:
     """Seconds, calls of sbatch and megabytes of a submission of CELLS cells."""
     from bench.cluster.driver import submit
-    from bench.cluster.profile import Cluster
     from bench.grid import Request, expand
+    from bench.grid.profile import Cluster
     from bench.registry import scan
 
     found = scan()

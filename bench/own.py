@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.data.files import is_file
-from bench.data.kinds import FOLDER, MissingData, Sample
-from bench.spec import BenchError, Origin, TaskSpec, digest
+from bench.samples import FOLDER, MissingData, Sample, is_file
+from bench.spec import BenchError, Origin, TaskSpec, digest, suggest
 
 DEFAULTS: dict[str, Any] = {
     "root": ".",  # where the patterns begin, from the TOML file
@@ -89,8 +88,6 @@ def loader(path: Path) -> Callable[[Path, str], list[Sample]]:
 
 def _values(path: Path) -> tuple[dict[str, Any], str]:
     """Every key with its value or default, checked, and the file's SHA-256."""
-    from bench.registry import suggest
-
     try:
         content = path.read_bytes()
         given = tomllib.loads(content.decode())

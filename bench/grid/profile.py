@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.registry import Registry, suggest
-from bench.spec import BenchError, Cell, PretrainCell
+from bench.registry import Registry
+from bench.spec import BenchError, Cell, PretrainCell, suggest
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d{1,3}):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?(MB|GB|TB)")
