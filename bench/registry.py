@@ -58,7 +58,8 @@ def method(name: str, hparams: type, /, **declaration: Any) -> Callable[[T], T]:
     """Registers a class as the pretraining method `name`.
 
     `hparams` is the frozen dataclass of its hyper-parameters, written in the same file with literal defaults;
-    `set={...}` gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal.
+    `set={...}` gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal; what variants
+    share may be a literal dict of the file, handed on as `**SHARED`.
     """
     return _register("method", name)
 
@@ -110,9 +111,32 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
+def _keywords(call: ast.Call, tree: ast.Module) -> dict[str, Any]:
+    """The values of a declaration, those of its `**SHARED` included."""
+    values: dict[str, Any] = {}
+    for item in call.keywords:
+        given = {item.arg: ast.literal_eval(item.value)} if item.arg else _shared(item.value, tree)
+        twice = sorted(given.keys() & values.keys())
+        if twice:
+            raise BenchError(f"the declaration gives {twice[0]!r} twice")
+        values |= given
+    return {key: _frozen(value) for key, value in values.items()}
+
+
+def _shared(value: ast.expr, tree: ast.Module) -> dict[str, Any]:
+    """What the `value` of `**value` stands for: a dict written as a literal in this file."""
+    name = ast.unparse(value)
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if name in map(ast.unparse, targets):
+                return dict(ast.literal_eval(node.value))
+    raise BenchError(f"**{name} must name a dict that is written as a literal in this file")
+
+
 def _declaration(kind: str, call: ast.Call, tree: ast.Module, lines: list[str], origin: Origin) -> Spec:
     name = ast.literal_eval(call.args[0])
-    values = {item.arg: _frozen(ast.literal_eval(item.value)) for item in call.keywords if item.arg}
+    values = _keywords(call, tree)
     if kind == "method":
         if len(call.args) < 2 or not isinstance(call.args[1], ast.Name):
             raise BenchError(f"@method({name!r}, ...) must name its hyper-parameter class as second argument")

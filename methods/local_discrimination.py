@@ -17,6 +17,7 @@ as section 4.3 says.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,61 +51,21 @@ class HParams:
     warmup_steps: int = 2000  # fewest steps of the patch stage, as far as that leaves a fifth of the run for regions
 
 
-@method(
-    "pd",
-    HParams,
-    version=1,
-    title="Pd",
-    paper="Chen et al. 2022, local discrimination",
-    groups=("ld", "dense", "medical"),
-    paper_steps=20000,
-    paper_batch=8,
-    min_batch=2,
-    batch_multiple=2,
-    parallel="gather",
-    set={"mixup": False, "clusters": 0},
-)
-@method(
-    "pd_mix",
-    HParams,
-    version=1,
-    title="Pd+mix",
-    paper="Chen et al. 2022, local discrimination",
-    groups=("ld", "dense", "medical"),
-    paper_steps=20000,
-    paper_batch=8,
-    min_batch=2,
-    batch_multiple=2,
-    parallel="gather",
-    set={"clusters": 0},
-)
-@method(
-    "rd",
-    HParams,
-    version=1,
-    title="Rd",
-    paper="Chen et al. 2022, local discrimination",
-    groups=("ld", "dense", "medical"),
-    paper_steps=100000,
-    paper_batch=8,
-    min_batch=2,
-    batch_multiple=2,
-    parallel="gather",
-)
-@method(
-    "rd_v1",
-    HParams,
-    version=1,
-    title="Rd (v1 loss)",
-    paper="Chen et al. 2021, local discrimination, version 1",
-    groups=("ld", "dense", "medical"),
-    paper_steps=100000,
-    paper_batch=8,
-    min_batch=2,
-    batch_multiple=2,
-    parallel="gather",
-    set={"joint": True},
-)
+SHARED: dict[str, Any] = {
+    "version": 1,
+    "paper": "Chen et al. 2022, local discrimination (rd_v1: version 1 of 2021)",
+    "groups": ("ld", "dense", "medical"),
+    "paper_batch": 8,
+    "min_batch": 2,
+    "batch_multiple": 2,
+    "parallel": "gather",
+}
+
+
+@method("pd", HParams, title="Pd", paper_steps=20000, set={"mixup": False, "clusters": 0}, **SHARED)
+@method("pd_mix", HParams, title="Pd+mix", paper_steps=20000, set={"clusters": 0}, **SHARED)
+@method("rd", HParams, title="Rd", paper_steps=100000, **SHARED)
+@method("rd_v1", HParams, title="Rd (v1 loss)", paper_steps=100000, set={"joint": True}, **SHARED)
 class LocalDiscrimination(nn.Module):
     """Patch discrimination, then region discrimination on top of it."""
 

@@ -83,6 +83,16 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
     assert hparams_of(spec, {"rate": 2.0}).rate == 2.0 and hparams_of(spec, {}).clusters == 8
 
 
+def test_variants_share_a_literal_dict(tmp_path: Path) -> None:
+    shared = "\nSHARED: dict[str, object] = {'paper_batch': 12, 'paper': 'Mine, 2026'}\n"
+    body = (shared + declare("x", ", **SHARED") + declare("y", ", min_batch=4, **SHARED")).replace(', paper="P"', "")
+    registry = Registry()
+    registry.add_file(write(tmp_path, "mine", body))
+    assert [registry.methods[name].paper_batch for name in "xy"] == [12, 12]
+    assert (registry.methods["x"].min_batch, registry.methods["y"].min_batch) == (1, 4)
+    assert registry.methods["y"].paper == "Mine, 2026"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -98,6 +108,9 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
         (declare("x", ", paper_steps=True"), "declares paper_steps=True, but it takes int"),
         (declare("x", ", trains=1"), "declares trains=1, but it takes bool"),
         (declare("x").replace('("g",)', '"g"'), "declares groups='g', but it takes a tuple of texts"),
+        (declare("x", ", **SHARED"), "SHARED must name a dict that is written as a literal in this file"),
+        (declare("x", ", **dict(a=1)"), "must name a dict"),
+        ("\nSHARED = {'title': 'T'}\n" + declare("x", ", **SHARED"), "gives 'title' twice"),
         (TASK.replace("dsc", "dice"), "declares an unknown metric 'dice'; choose from dsc"),
     ],
 )
