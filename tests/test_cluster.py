@@ -173,6 +173,7 @@ cp "$1" "$FAKE/$n.job"
 echo "Submitted batch job $n"
 """
 SQUEUE = """#!/bin/sh
+echo "$@" >> "$FAKE/squeue.log"
 if [ -e "$FAKE/down" ]; then echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; fi
 for file in "$FAKE"/*.job; do
   [ -e "$file" ] || continue
@@ -189,6 +190,7 @@ SACCT = """#!/bin/sh
 if [ -e "$FAKE/accounts" ]; then cat "$FAKE/accounts"; else echo "sacct: error: accounting is off" >&2; exit 1; fi
 """
 SCONTROL = """#!/bin/sh
+if [ "$*" = "show config" ]; then echo "ClusterName             = fake"; exit; fi
 echo "$@" >> "$FAKE/scontrol.log"
 case "$*" in
   requeue*) [ ! -e "$FAKE/never" ] || { echo "scontrol: error: Requested operation is disabled" >&2; exit 1; } ;;
@@ -249,6 +251,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(home))
+    slurm.cluster.cache_clear()
     return FakeSlurm(home)
 
 
@@ -365,6 +368,28 @@ def test_a_driver_that_died_after_sbatch_is_made_good(house: House, fake: FakeSl
         notes.noted(replace(note, job=""))
     assert submit(house).arrays == () and len(fake.jobs()) == 4
     assert {note.job for note in notes.open_notes(house.store)} == {"100", "101", "102", "103"}
+
+
+def test_jobs_of_a_colleague_are_seen_and_left_alone(house: House, fake: FakeSlurm) -> None:
+    (first, _), *others = submit(house).arrays
+    assert (first.user, first.cluster) == (slurm.user(), "fake")
+    for note, _ in [(first, None), *others]:
+        notes.noted(replace(note, user="ann"))
+    assert submit(house).arrays == ()  # they hold the cells
+    assert f"--user={','.join(sorted(['ann', slurm.user()]))}" in (fake.home / "squeue.log").read_text()
+    fake.end(house.store)
+    again = submit(house)
+    assert again.dead == 0 and len(again.arrays) == 4  # how hers ended is hers to say
+    assert not (first.folder / notes.CLOSED).exists()
+
+
+def test_jobs_of_another_cluster_are_no_jobs_of_this(house: House, fake: FakeSlurm) -> None:
+    made = submit(house).arrays
+    for note, _ in made:
+        notes.noted(replace(note, cluster="other"))
+    again = submit(house)
+    assert again.dead == 0 and len(again.arrays) == 4
+    assert not any((note.folder / notes.CLOSED).exists() for note, _ in made)
 
 
 # -------------------------------------------------------------------------------------------------------------- deaths

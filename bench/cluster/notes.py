@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.cluster import slurm
 from bench.spec import Cell, cell_to_dict
 from bench.store import Store, read_json, utc_now, write_json
 
@@ -28,6 +29,8 @@ class Note:
     job: str  # Slurm's number; empty: sbatch was not heard of again
     since: float  # when, seconds since 1970; a failure after it was made by this array
     tasks: tuple[tuple[str, ...], ...]  # keys of the cells of each task
+    user: str = ""  # who submitted it; only they and root learn how it ended
+    cluster: str = ""  # to which it was submitted
 
     @property
     def name(self) -> str:
@@ -54,7 +57,8 @@ def open_notes(store: Store) -> list[Note]:
         note = None if (path.parent / CLOSED).exists() else read_json(path)
         if note is not None:
             tasks = tuple(tuple(keys) for keys in note["tasks"])
-            found.append(Note(path.parent, note["stage"], note["job"], note["since"], tasks))
+            place = {"user": note.get("user", ""), "cluster": note.get("cluster", "")}
+            found.append(Note(path.parent, note["stage"], note["job"], note["since"], tasks, **place))
     return sorted(found, key=lambda note: (note.since, note.name))
 
 
@@ -66,11 +70,11 @@ def write_note(
     cells = [[cell_to_dict(cell) for cell in task] for task in tasks]
     write_json(folder / ORDER, {**order, "since": since, "tasks": cells})
     keys = tuple(tuple(cell.key for cell in task) for task in tasks)
-    return noted(Note(folder, stage, "", since, keys))
+    return noted(Note(folder, stage, "", since, keys, slurm.user(), slurm.cluster()))
 
 
 def noted(note: Note) -> Note:
     """The note, written down."""
-    facts = {"stage": note.stage, "job": note.job, "since": note.since, "time": utc_now(), "tasks": note.tasks}
-    write_json(note.folder / NOTE, facts)
+    facts = {name: value for name, value in vars(note).items() if name != "folder"}
+    write_json(note.folder / NOTE, {**facts, "time": utc_now()})
     return note

@@ -7,10 +7,12 @@ which Slurm writes why it killed it, always. How a job ended is never an error h
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bench.spec import FAILED, OUT_OF_MEMORY, TIMED_OUT
@@ -57,9 +59,28 @@ def ask(words: Sequence[str]) -> str:
     return done.stdout
 
 
-def queue() -> dict[tuple[str, str], str]:
-    """(task's label, job's name) -> state, of every task of this user that waits or runs; NoAnswer."""
-    text = ask(["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%j|%T"])
+def user() -> str:
+    """Who submits from here."""
+    return getpass.getuser()
+
+
+@cache
+def cluster() -> str:
+    """The name of the cluster that answers here; empty where it does not tell."""
+    try:
+        told = re.search(r"(?m)^ClusterName\s*=\s*(\S+)", ask(["scontrol", "show", "config"]))
+    except NoAnswer:
+        told = None
+    return told[1] if told else os.environ.get("SLURM_CLUSTER_NAME", "")
+
+
+def queue(users: Iterable[str] = ()) -> dict[tuple[str, str], str]:
+    """(task's label, job's name) -> state, of every task of this and other users that waits or runs; NoAnswer.
+
+    A cluster may keep other users' tasks to itself.
+    """
+    names = ",".join(sorted({user(), *users}))
+    text = ask(["squeue", "--noheader", "--array", f"--user={names}", "--format=%i|%j|%T"])
     rows = [line.strip().split("|") for line in text.splitlines() if line.count("|") == 2]
     return {(label, name): state for label, name, state in rows if state not in _OVER}
 

@@ -38,11 +38,12 @@ def look(store: Store) -> Standing:
     found, known = Standing(), notes.open_notes(store)
     if not known:
         return found
-    queue = slurm.queue()
-    for note in known:
+    queue = slurm.queue(note.user for note in known if note.user and _is_here(note))
+    for note in filter(_is_here, known):
         note = note if note.job else _heard_of(note, queue)
         states = {task: queue.get((note.label(task), note.name)) for task in range(len(note.tasks))}
-        found.gone += [(note, task) for task, state in states.items() if state is None]
+        if note.user in ("", slurm.user()):  # of others' jobs a cluster may tell nothing, also while they run
+            found.gone += [(note, task) for task, state in states.items() if state is None]
         held = {task: state for task, state in states.items() if state is not None}
         order = read_json(note.folder / notes.ORDER) if held else None
         for task, state in held.items():
@@ -53,6 +54,11 @@ def look(store: Store) -> Standing:
             elif state == "PENDING":
                 found.waiting.append((note, task))
     return found
+
+
+def _is_here(note: Note) -> bool:
+    """Whether an array may be known to the cluster that answers here."""
+    return not note.cluster or slurm.cluster() in ("", note.cluster)
 
 
 def _still_held(store: Store, cells: Sequence[Mapping[str, Any]], since: float) -> list[str]:
