@@ -432,6 +432,8 @@ def test_a_failed_cell_gives_code_1_and_points_to_its_log(
     assert "[1/3] simclr on kaggle_dr, seed 0 failed: the loss became nan at step 3" in out
     assert "1 of 2 results in results/records (1 blocked)" in out
     assert re.search(r"warning: simclr on kaggle_dr, seed 0: failed: the loss .*; see `bench logs [0-9a-f]{12}`", err)
+    assert cli.main(["run", *ASKED, "--runs", "my runs"]) == 1
+    assert re.search(r"see `bench logs [0-9a-f]{12} --runs 'my runs'`", capsys.readouterr().err)
 
 
 def test_control_c_is_one_clear_line_and_the_next_run_goes_on(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def retry(
         raise Interrupted("interrupted; `bench retry` goes on where it stopped")
     done = sum(store.finished(cell) for cell in again.cells)
     _conclude(voice, json, outcome, done, len(again.cells), time.monotonic() - began)
-    tell(outcome.failures, [*early, *outcome.warnings])
+    tell(outcome.failures, [*early, *outcome.warnings], runs)
     return outcome.exit_code
 
 

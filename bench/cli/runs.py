@@ -75,7 +75,7 @@ def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json 
         say_costs(voice, records)
         voice.say()
         voice.say(show.summary_line(summary), "green" if outcome.exit_code == 0 else "red")
-    tell(outcome.failures, warnings)
+    tell(outcome.failures, warnings, request.runs)
     return outcome.exit_code
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import show
+from bench.cli.options import RUNS
 from bench.costs import Costs, cost_of, cost_of_records
 
 if TYPE_CHECKING:
@@ -24,14 +27,16 @@ def warn(sentence: str) -> None:
     print(f"{yellow}warning:{plain} {' '.join(sentence.split())}", file=sys.stderr)
 
 
-def tell(failures: Sequence[Any], warnings: Sequence[str], shown: int = 10) -> None:
+def tell(failures: Sequence[Any], warnings: Sequence[str], runs: Path = RUNS, shown: int = 10) -> None:
+    """Warnings, then the cells that failed by themselves, with the command that shows what each printed."""
+    place = "" if runs == RUNS else f" --runs {shlex.quote(str(runs))}"
     for warning in warnings:
         warn(warning)
     own = [(cell, how) for cell, how in failures if how.status != "blocked"]
     for cell, how in own[:shown]:
-        warn(f"{show.cell_name(cell)}: {how.status}: {how.reason}; see `bench logs {cell.key[:12]}`")
+        warn(f"{show.cell_name(cell)}: {how.status}: {how.reason}; see `bench logs {cell.key[:12]}{place}`")
     if len(own) > shown:
-        warn(f"{len(own) - shown} more failed; see `bench status`")
+        warn(f"{len(own) - shown} more failed; see `bench status{place}`")
 
 
 def say_costs(voice: show.Voice, records: Iterable[Mapping[str, Any]]) -> None:
