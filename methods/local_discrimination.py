@@ -1,7 +1,7 @@
 """Local discrimination: tell patches apart (Pd), mix them on the hypersphere (+mix), then tell regions apart (Rd).
 
-Source: Chen, Wang, Li, Bai, Peng, Meng, Wang, Unsupervised Local Discrimination for Medical Images, version 2, sections
-4.2 to 4.4 and 6.1.2; `rd_v1` has the region loss of version 1, a joint probability.
+Source: Chen et al., Unsupervised Local Discrimination for Medical Images, version 2 (2022), sections 4.2 to 4.4 and
+6.1.2; `rd_v1` has the region loss of version 1 (2021), a joint probability.
 Departs from the paper, as its released code does: rows of both views are queries and all others of both views
 negatives (Eq. 5 has one direction), losses are means (Eqs. 8, 13, 20 sum), keys are detached, mixing draws from (0.2,
 0.8), entropy in bits (Eq. 32: natural), crops shared by the two views (the text suggests independent ones), K = 32
@@ -53,7 +53,7 @@ class HParams:
 
 SHARED: dict[str, Any] = {
     "version": 1,
-    "paper": "Chen et al. 2022, local discrimination (rd_v1: version 1 of 2021)",
+    "paper": "Chen et al. 2021 and 2022, local discrimination",
     "groups": ("ld", "dense", "medical"),
     "paper_batch": 8,
     "min_batch": 2,
