@@ -393,7 +393,7 @@ def test_a_cell_that_was_taken_over_stops(bench: Bench, monkeypatch: pytest.Monk
         return {}
 
     bench.pretrain = work
-    monkeypatch.setattr("bench.store.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("bench.store.claims.HEARTBEAT_SECONDS", 0.05)
     assert bench.run(PRETRAIN) == CellOutcome(INTERRUPTED, "another process took this cell over", True)
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import store as store_module
 from bench.spec import SCHEMA, BenchError
 from bench.store import (
     Damaged,
     Store,
     add_event,
     claim,
+    claims,
     collected_warnings,
     live_owner,
     load_checkpoint,
@@ -295,7 +295,7 @@ def test_a_contender_that_slept_cannot_take_a_released_generation(tmp_path: Path
     held.release()
     late = tmp_path / "late"
     late.write_text("{}")
-    assert not store_module._create_claim(tmp_path, 1, b"{}", late)
+    assert not claims._create_claim(tmp_path, 1, b"{}", late)
 
 
 def rewrite_owner(folder: Path, **changes: Any) -> None:
@@ -311,7 +311,7 @@ def rewrite_owner(folder: Path, **changes: Any) -> None:
         ({"started": "1"}, 0, False),  # its number belongs to another process now
         ({"pid": 2**22 + 1}, 0, False),
         ({"machine": "elsewhere"}, 0, True),
-        ({"machine": "elsewhere"}, store_module.STALE_SECONDS + 5, False),
+        ({"machine": "elsewhere"}, claims.STALE_SECONDS + 5, False),
     ],
 )
 def test_who_counts_as_alive(tmp_path: Path, changes: dict[str, Any], age: float, live: bool) -> None:
@@ -340,15 +340,15 @@ def test_an_unreadable_claim_is_judged_by_its_age(tmp_path: Path) -> None:
 def test_a_process_that_ended_but_was_not_collected_is_dead() -> None:
     child = subprocess.Popen(["true"])
     for _ in range(100):
-        if store_module._started(child.pid) is None:
+        if claims._started(child.pid) is None:
             break
         time.sleep(0.05)
-    assert store_module._started(child.pid) is None
+    assert claims._started(child.pid) is None
     child.wait()
 
 
 def test_an_owner_that_slept_learns_that_it_lost_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(claims, "HEARTBEAT_SECONDS", 0.01)
     held = claim(tmp_path)
     assert held is not None
     before = held.path.stat().st_mtime_ns
