@@ -1,7 +1,8 @@
 """Finds methods, tasks and corpora by reading their decorators, without importing them.
 
-Declarations are literals in the decorator's call, read with `ast`: listing is instant, needs no torch, and a file that
-cannot be read harms only itself. The code is imported when a cell asks for it (`load`).
+Declarations are literals in the decorator's call, or names that the file gives to literals, read with `ast`: listing
+is instant, needs no torch, and a file that cannot be read harms only itself. The code is imported when a cell asks for
+it (`load`).
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def method(name: str, hparams: type, /, **declaration: Any) -> Callable[[T], T]:
     """Registers a class as the pretraining method `name`.
 
     `hparams` is the frozen dataclass of its hyper-parameters, written in the same file with literal defaults;
-    `set={...}` gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal; what variants
-    share may be a literal dict of the file, handed on as `**SHARED`.
+    `set={...}` gives a variant's own defaults. Everything else is a field of `MethodSpec`, as a literal or the name of
+    one in the file; what variants share is handed on as `**SHARED`, a dict.
     """
     return _register("method", name)
 
@@ -111,11 +112,27 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _keywords(call: ast.Call, tree: ast.Module) -> dict[str, Any]:
+class _Spelt(ast.NodeTransformer):
+    """Puts what a name stands for in its place, where the file says so with a literal."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.constants: dict[str, ast.expr] = {}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                self.constants[node.targets[0].id] = self.visit(node.value)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                self.constants[node.target.id] = self.visit(node.value)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.constants.get(node.id, node)
+
+
+def _keywords(call: ast.Call, spelt: _Spelt) -> dict[str, Any]:
     """The values of a declaration, those of its `**SHARED` included."""
     values: dict[str, Any] = {}
     for item in call.keywords:
-        given = {item.arg: ast.literal_eval(item.value)} if item.arg else _shared(item.value, tree)
+        value = ast.literal_eval(spelt.visit(item.value))
+        given = {item.arg: value} if item.arg else dict(value)
         twice = sorted(given.keys() & values.keys())
         if twice:
             raise BenchError(f"the declaration gives {twice[0]!r} twice")
@@ -123,20 +140,9 @@ def _keywords(call: ast.Call, tree: ast.Module) -> dict[str, Any]:
     return {key: _frozen(value) for key, value in values.items()}
 
 
-def _shared(value: ast.expr, tree: ast.Module) -> dict[str, Any]:
-    """What the `value` of `**value` stands for: a dict written as a literal in this file."""
-    name = ast.unparse(value)
-    for node in tree.body:
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            if name in map(ast.unparse, targets):
-                return dict(ast.literal_eval(node.value))
-    raise BenchError(f"**{name} must name a dict that is written as a literal in this file")
-
-
-def _declaration(kind: str, call: ast.Call, tree: ast.Module, lines: list[str], origin: Origin) -> Spec:
+def _declaration(kind: str, call: ast.Call, tree: ast.Module, spelt: _Spelt, lines: list[str], origin: Origin) -> Spec:
     name = ast.literal_eval(call.args[0])
-    values = _keywords(call, tree)
+    values = _keywords(call, spelt)
     if kind == "method":
         if len(call.args) < 2 or not isinstance(call.args[1], ast.Name):
             raise BenchError(f"@method({name!r}, ...) must name its hyper-parameter class as second argument")
@@ -187,7 +193,7 @@ def read_file(path: Path) -> list[tuple[str, Spec]]:
         raise BenchError(f"{path} cannot be read as Python ({error})") from None
     lines = source.decode(errors="replace").splitlines()
     sha256 = hashlib.sha256(source).hexdigest()
-    found: list[tuple[str, Spec]] = []
+    spelt, found = _Spelt(tree), list[tuple[str, Spec]]()
     for node in tree.body:
         if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             continue
@@ -196,7 +202,7 @@ def read_file(path: Path) -> list[tuple[str, Spec]]:
                 continue
             origin = Origin(str(path), node.lineno, node.name, sha256)
             try:
-                found.append((call.func.id, _declaration(call.func.id, call, tree, lines, origin)))
+                found.append((call.func.id, _declaration(call.func.id, call, tree, spelt, lines, origin)))
             except (ValueError, TypeError, IndexError) as error:
                 raise BenchError(f"{path}:{call.lineno}: the declaration must be literal ({error})") from None
             except BenchError as error:

@@ -8,6 +8,7 @@ fold 1 train, fold 2 test, in the order of Chen et al., whose first 20 % are the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bench.data import Sample, first_of
 from bench.registry import task
@@ -16,51 +17,52 @@ LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has
 SPELLINGS = (".IMG", ".img", ".png", ".PNG")
 
 
-@task(
-    "scr_heart",
-    version=1,
-    kind="segmentation",
-    title="Heart",
-    groups=("cxr_all",),
-    section="Anatomical structures",
-    corpus="chestxray8",
-    stand_in="hannover",
-    channels=1,
-    metric="dsc",
-    licence="research and education only, no redistribution, no commercial use",
-    citation=(
+CAMERA = {
+    "field": (34.0, 37.0),
+    "inspiration": (0.0, 1.2),
+    "breasts": 0.4,
+    "nodules": 0.6,
+    "scatter": (0.1, 0.2),
+    "contrast": (0.9, 1.1),
+    "exposure": (0.9, 1.1),
+    "blur": 0.0016,
+    "noise": 0.014,
+    "uneven": (0.02, 0.08),
+    "marker": 0.8,
+}
+SHARED: dict[str, Any] = {
+    "version": 1,
+    "kind": "segmentation",
+    "groups": ("cxr_all",),
+    "section": "Anatomical structures",
+    "corpus": "chestxray8",
+    "stand_in": "hannover",
+    "channels": 1,
+    "metric": "dsc",
+    "licence": "research and education only, no redistribution, no commercial use",
+    "citation": (
         "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
         "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
     ),
-    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
-    revision="SCR, first observer",
-    folders=("scr", "SCR", "JSRT", "jsrt"),
+    "source": "https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
+    "revision": "SCR, first observer",
+    "folders": ("scr", "SCR", "JSRT", "jsrt"),
+    "train": 124,
+    "test": 123,
+    "label_threshold": 0.3,
+    "augment": "chest",
+}
+
+
+@task(
+    "scr_heart",
+    title="Heart",
     layout=(
         "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
         "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"
     ),
-    train=124,
-    test=123,
-    label_threshold=0.3,
-    augment="chest",
-    phantom={
-        "modality": "chest",
-        "target": "heart",
-        "dataset": "scr",
-        "camera": {
-            "field": (34.0, 37.0),
-            "inspiration": (0.0, 1.2),
-            "breasts": 0.4,
-            "nodules": 0.6,
-            "scatter": (0.1, 0.2),
-            "contrast": (0.9, 1.1),
-            "exposure": (0.9, 1.1),
-            "blur": 0.0016,
-            "noise": 0.014,
-            "uneven": (0.02, 0.08),
-            "marker": 0.8,
-        },
-    },
+    phantom={"modality": "chest", "target": "heart", "dataset": "scr", "camera": CAMERA},
+    **SHARED,
 )
 def load_heart(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("heart",))
@@ -68,49 +70,13 @@ def load_heart(root: Path, split: str) -> list[Sample]:
 
 @task(
     "scr_lung",
-    version=1,
-    kind="segmentation",
     title="Lung",
-    groups=("cxr_all",),
-    section="Anatomical structures",
-    corpus="chestxray8",
-    stand_in="hannover",
-    channels=1,
-    metric="dsc",
-    licence="research and education only, no redistribution, no commercial use",
-    citation=(
-        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
-        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
-    ),
-    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
-    revision="SCR, first observer",
-    folders=("scr", "SCR", "JSRT", "jsrt"),
     layout=(
         "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
         "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"
     ),
-    train=124,
-    test=123,
-    label_threshold=0.3,
-    augment="chest",
-    phantom={
-        "modality": "chest",
-        "target": "lungs",
-        "dataset": "scr",
-        "camera": {
-            "field": (34.0, 37.0),
-            "inspiration": (0.0, 1.2),
-            "breasts": 0.4,
-            "nodules": 0.6,
-            "scatter": (0.1, 0.2),
-            "contrast": (0.9, 1.1),
-            "exposure": (0.9, 1.1),
-            "blur": 0.0016,
-            "noise": 0.014,
-            "uneven": (0.02, 0.08),
-            "marker": 0.8,
-        },
-    },
+    phantom={"modality": "chest", "target": "lungs", "dataset": "scr", "camera": CAMERA},
+    **SHARED,
 )
 def load_lung(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("left lung", "right lung"))
@@ -118,49 +84,13 @@ def load_lung(root: Path, split: str) -> list[Sample]:
 
 @task(
     "scr_clavicle",
-    version=1,
-    kind="segmentation",
     title="Clavicle",
-    groups=("cxr_all",),
-    section="Anatomical structures",
-    corpus="chestxray8",
-    stand_in="hannover",
-    channels=1,
-    metric="dsc",
-    licence="research and education only, no redistribution, no commercial use",
-    citation=(
-        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
-        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
-    ),
-    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
-    revision="SCR, first observer",
-    folders=("scr", "SCR", "JSRT", "jsrt"),
     layout=(
         "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
         "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"
     ),
-    train=124,
-    test=123,
-    label_threshold=0.3,
-    augment="chest",
-    phantom={
-        "modality": "chest",
-        "target": "clavicles",
-        "dataset": "scr",
-        "camera": {
-            "field": (34.0, 37.0),
-            "inspiration": (0.0, 1.2),
-            "breasts": 0.4,
-            "nodules": 0.6,
-            "scatter": (0.1, 0.2),
-            "contrast": (0.9, 1.1),
-            "exposure": (0.9, 1.1),
-            "blur": 0.0016,
-            "noise": 0.014,
-            "uneven": (0.02, 0.08),
-            "marker": 0.8,
-        },
-    },
+    phantom={"modality": "chest", "target": "clavicles", "dataset": "scr", "camera": CAMERA},
+    **SHARED,
 )
 def load_clavicle(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("left clavicle", "right clavicle"))

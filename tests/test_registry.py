@@ -83,8 +83,8 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
     assert hparams_of(spec, {"rate": 2.0}).rate == 2.0 and hparams_of(spec, {}).clusters == 8
 
 
-def test_variants_share_a_literal_dict(tmp_path: Path) -> None:
-    shared = "\nSHARED: dict[str, object] = {'paper_batch': 12, 'paper': 'Mine, 2026'}\n"
+def test_variants_share_literals_by_name(tmp_path: Path) -> None:
+    shared = "\nBATCH = 12\nSHARED: dict[str, object] = {'paper_batch': BATCH, 'paper': 'Mine, 2026'}\n"
     body = (shared + declare("x", ", **SHARED") + declare("y", ", min_batch=4, **SHARED")).replace(', paper="P"', "")
     registry = Registry()
     registry.add_file(write(tmp_path, "mine", body))
@@ -108,8 +108,10 @@ def test_variants_share_a_literal_dict(tmp_path: Path) -> None:
         (declare("x", ", paper_steps=True"), "declares paper_steps=True, but it takes int"),
         (declare("x", ", trains=1"), "declares trains=1, but it takes bool"),
         (declare("x").replace('("g",)', '"g"'), "declares groups='g', but it takes a tuple of texts"),
-        (declare("x", ", **SHARED"), "SHARED must name a dict that is written as a literal in this file"),
-        (declare("x", ", **dict(a=1)"), "must name a dict"),
+        (declare("x", ", **SHARED"), "must be literal"),
+        (declare("x", ", **dict(a=1)"), "must be literal"),
+        ("\nSHARED = 3\n" + declare("x", ", **SHARED"), "must be literal"),
+        ("\nSHARED = SHARED\n" + declare("x", ", min_batch=SHARED"), "must be literal"),
         ("\nSHARED = {'title': 'T'}\n" + declare("x", ", **SHARED"), "gives 'title' twice"),
         (TASK.replace("dsc", "dice"), "declares an unknown metric 'dice'; choose from dsc"),
     ],
