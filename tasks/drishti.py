@@ -20,7 +20,6 @@ TRAIN = (
 # fmt: on
 TEST = (29, 72, *(number for number in range(1, 102) if number not in {29, 72, *TRAIN}))
 
-
 CAMERA = {
     "fov": 30.0,
     "centre": (0.88, 1.0),

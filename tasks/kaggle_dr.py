@@ -16,7 +16,6 @@ from bench.registry import corpus
 GOOD = Path(__file__).with_name("splits") / "kaggle_dr_good.txt"
 EYES = {"l": ("left",), "r": ("right",), "b": ("left", "right")}
 
-
 CLINIC = {
     "fov": (42.0, 50.0),
     "centre": (0.2, 0.7),

@@ -16,7 +16,6 @@ from bench.registry import task
 LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has only after the 145th
 SPELLINGS = (".IMG", ".img", ".png", ".PNG")
 
-
 CAMERA = {
     "field": (34.0, 37.0),
     "inspiration": (0.0, 1.2),
