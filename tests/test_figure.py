@@ -50,6 +50,11 @@ def test_a_chart_per_task_with_rows_marks_and_notes() -> None:
         assert panel.header.split(" · ")[0] in said
 
 
+def test_a_footnote_is_found_from_its_row() -> None:
+    said = words(picture(golden_table("grid")))
+    assert "gamma [1]" in said and "[1] read from the paper" in said
+
+
 def test_published_numbers_and_rows_without_records() -> None:
     records = column("scratch", "chase", [0.7, 0.72], corpus=None, budget="paper", backbone="tiny_vgg16")
     layout = load_layout("ld_table2")

@@ -125,7 +125,7 @@ def _is_curve(panel: Panel) -> bool:
 
 def _labels(panel: Panel) -> float:
     least, most = LABELS
-    return min(max(0.35 + LETTER * max(len(row.label) for row in panel.rows), least), most)
+    return min(max(0.35 + LETTER * max(len(row.name) for row in panel.rows), least), most)
 
 
 def _held(panel: Panel) -> list[PanelRow]:
@@ -257,7 +257,7 @@ def _chart(axes: Axes, panel: Panel, head: Head, cells: Sequence[Cell], named: b
     axes.set_ylim(_rows_height(panel) / ROW, 0)
     axes.set_title(f"{head.section}\n{head.label}" if head.section else head.label, size=9, color=INK, pad=5)
     axes.set_xlabel(_axis(head), size=8, color=INK, labelpad=2)
-    axes.set_yticks(rows, [row.label for row in panel.rows] if named else [""] * len(rows), size=8.5)
+    axes.set_yticks(rows, [row.name for row in panel.rows] if named else [""] * len(rows), size=8.5)
     axes.tick_params(axis="y", length=0)
     low, high = _range(cells)
     axes.set_xlim(low, high)
@@ -342,7 +342,7 @@ def _curve(axes: Axes, panel: Panel, name: str, places: Sequence[int]) -> None:
         there = [(x, cell, cell.mean) for x, cell in points if cell.mean is not None]
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
         x, y = [x for x, _, _ in there], [mean for _, _, mean in there]
-        axes.plot(x, y, marker=marker, ms=4.5, lw=1.5, color=colour, label=row.label)
+        axes.plot(x, y, marker=marker, ms=4.5, lw=1.5, color=colour, label=row.name)
         if there and all(cell.std is not None for _, cell, _ in there):
             low = [mean - (cell.std or 0.0) for _, cell, mean in there]
             high = [mean + (cell.std or 0.0) for _, cell, mean in there]

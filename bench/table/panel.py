@@ -97,6 +97,11 @@ class PanelRow:
     note: str  # number of its footnote
     cells: tuple[Cell, ...]  # one per head
 
+    @property
+    def name(self) -> str:
+        """The label with the number of its footnote."""
+        return f"{self.label} [{self.note}]" if self.note else self.label
+
 
 @dataclass(frozen=True)
 class Panel:

@@ -99,7 +99,7 @@ def _text(table: Table, width: int, colour: bool) -> str:
     for panel in table.panels:
         lines += [paint(line, "title") for line in textwrap.wrap(panel.title, width)]
         lines += [paint(line, "header") for line in textwrap.wrap(panel.header, width)]
-        names = max(map(len, ["method", *map(_name, panel.rows), "  published" if panel.against else ""]))
+        names = max(map(len, ["method", *(row.name for row in panel.rows), "  published" if panel.against else ""]))
         for block in _blocks(_strips(panel), width - names):
             lines += ["", *_text_block(panel, block, names, paint)]
         lines += ["", *(paint(line, "faint") for line in _folded(panel.notes, width)), ""]
@@ -109,10 +109,6 @@ def _text(table: Table, width: int, colour: bool) -> str:
 
 def _folded(notes: Iterable[str], width: int) -> list[str]:
     return [line for note in notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
-
-
-def _name(row: PanelRow) -> str:
-    return f"{row.label} [{row.note}]" if row.note else row.label
 
 
 def _strips(panel: Panel) -> list[_Strip]:
@@ -158,7 +154,7 @@ def _text_block(panel: Panel, block: list[_Strip], names: int, paint: Callable[[
             lines.append(paint(row.section, "section"))
         above = row.section
         numbers = [paint(strip.numbers[at], strip.styles[at]) for strip in block]
-        lines.append("  ".join([_name(row).ljust(names), *numbers]))
+        lines.append("  ".join([row.name.ljust(names), *numbers]))
         if _has_published(row):
             texts = [strip.published[at] for strip in block]
             lines.append(paint("  ".join(["  published".ljust(names), *texts]), "faint"))
