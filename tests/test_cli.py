@@ -396,6 +396,8 @@ def test_tables_come_from_records_alone_in_every_format(
     assert text in finished[1] + "\n"
     for form in ("md", "csv", "latex", "json"):
         assert "scratch" in said(capsys, "table", "--format", form)
+    for form, line in (("text", "\ncost of these"), ("md", "\n- cost of these")):
+        assert line in said(capsys, "table", "--format", form), "the costs belong to the list of notes"
     assert "simclr" not in said(capsys, "table", "--methods", "scratch")
     assert "scratch" in said(capsys, "table", "--corpus", "kaggle_dr"), "what uses no corpus belongs to all"
     assert "budget 'paper'; records have smoke" in refused(capsys, "table", "--budget", "paper")

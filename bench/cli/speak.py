@@ -39,14 +39,14 @@ def tell(failures: Sequence[Any], warnings: Sequence[str], runs: Path = RUNS, sh
         warn(f"{len(own) - shown} more failed; see `bench status{place}`")
 
 
-def say_costs(voice: show.Voice, records: Iterable[Mapping[str, Any]]) -> None:
-    """One line on what is behind the numbers of a table, where records tell."""
+def say_costs(voice: show.Voice, records: Iterable[Mapping[str, Any]], bullet: str = "") -> None:
+    """One line on what is behind the numbers of a table, where records tell; `bullet` begins it."""
     records = list(records)
     silent = sum(record.get("status") == "done" and cost_of(record) == Costs() for record in records)
     text = cost_of_records(records).text()
     if text:
         but = f" (without {show.counted(silent, 'number')} whose records do not tell)" if silent else ""
-        voice.say(f"cost of these numbers, every pretraining once{but}: {text}")
+        voice.say(f"{bullet}cost of these numbers, every pretraining once{but}: {text}")
 
 
 def build_table(

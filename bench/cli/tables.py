@@ -59,7 +59,7 @@ def table(
         tables.draw(made, figure)
     print(tables.render(made, format_), end="")
     if format_ in ("text", "md"):
-        say_costs(show.Voice(sys.stdout), records)
+        say_costs(show.Voice(sys.stdout), records, "- " if format_ == "md" else "")
     if not results.is_dir():
         warn(f"there is no folder {results}; `bench run` records results there")
     tell([], warnings)
