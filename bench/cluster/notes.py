@@ -29,7 +29,7 @@ class Note:
     job: str  # Slurm's number; empty: sbatch was not heard of again
     since: float  # when, seconds since 1970; a failure after it was made by this array
     tasks: tuple[tuple[str, ...], ...]  # keys of the cells of each task
-    user: str = ""  # who submitted it; only they and root learn how it ended
+    user: str = ""  # who submitted it; how it ended is theirs to find out
     cluster: str = ""  # to which it was submitted
 
     @property

@@ -61,14 +61,14 @@ class Store:
         except OSError as error:
             raise BenchError(f"{path} cannot be read: {error.strerror}; name another --results folder") from error
         try:
-            record = json.loads(content)
+            record: dict[str, Any] = json.loads(content)
             whole = isinstance(record, dict) and record["cell_key"] == path.stem and _seal(record) == record["seal"]
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
             report_damage(path, self.results / "quarantine", "record", "the cell counts as missing and is run again")
             return None
-        return record  # type: ignore[no-any-return]
+        return record
 
     def done(self, key: str) -> dict[str, Any] | None:
         """The record of a cell that has its result, in this schema."""
