@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bench.losses import barlow_twins
 from bench.nets import Backbone
-from bench.parallel import gather
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Rotate, Solarize, Views

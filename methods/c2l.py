@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from bench.losses import info_nce
 from bench.nets import Backbone
-from bench.parallel import gather, part
 from bench.parts import FeatureQueue, momentum_copy
+from bench.parts.parallel import gather, part
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Cutout, Flip, Gray, Jitter, Rotate, Views

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.losses import cluster_contrast, nt_xent
 from bench.nets import Backbone
-from bench.parallel import gather
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views

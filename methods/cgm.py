@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone, conv_block, kaiming_
-from bench.parallel import part, ranks
+from bench.parts.parallel import part, ranks
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Flip, Views

@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bench import weights
-from bench.nets import Backbone
+from bench.nets import Backbone, weights
 from bench.registry import method
 
 

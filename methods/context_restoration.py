@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone, SegmentationNet
-from bench.parallel import part, ranks
+from bench.parts.parallel import part, ranks
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe
 from bench.views import Batch, Flip, Views

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone
-from bench.parallel import gather, part, ranks
 from bench.parts import cluster_count, kmeans
+from bench.parts.parallel import gather, part, ranks
 from bench.registry import method
 from bench.spec import CorpusInfo, Part, Recipe
 from bench.views import Batch, Crop, Flip, Views

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from bench.losses import dense_info_nce, info_nce
 from bench.nets import Backbone
-from bench.parallel import gather
 from bench.parts import FeatureQueue, momentum_copy
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views

@@ -20,8 +20,8 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from bench.nets import Backbone
-from bench.parallel import gather
 from bench.parts import momentum_copy
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Solarize, Views

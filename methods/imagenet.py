@@ -15,8 +15,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from torch import Tensor, nn
 
-from bench import weights
-from bench.nets import Backbone
+from bench.nets import Backbone, weights
 from bench.registry import method
 from bench.spec import FAILED, CellError
 

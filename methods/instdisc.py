@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.losses import instdisc_nce, instdisc_normaliser, instdisc_softmax, updated_bank
 from bench.nets import Backbone
-from bench.parallel import gather
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views

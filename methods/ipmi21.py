@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench.losses import assignment_entropy, instance_discrimination
 from bench.nets import Backbone, PixelDecoder, patch_embeddings
-from bench.parallel import gather, ranks
+from bench.parts.parallel import gather, ranks
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, HalfTurn, Jitter, Op, QuarterTurn, Rotate, Views

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.losses import jigsaw_clustering
 from bench.nets import Backbone
-from bench.parallel import gather, part
+from bench.parts.parallel import gather, part
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Quadrant, Views

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bench.losses import info_nce
 from bench.nets import Backbone
-from bench.parallel import gather
 from bench.parts import FeatureQueue, momentum_copy
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Views

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from bench.losses import concentration, info_nce, proto_nce
 from bench.nets import Backbone
-from bench.parallel import gather
 from bench.parts import FeatureQueue, cluster_count, kmeans, momentum_copy
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views

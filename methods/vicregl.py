@@ -19,7 +19,7 @@ from lightly.models.modules.heads import VicRegLLocalProjectionHead, VICRegProje
 from torch import Tensor, nn
 
 from bench.nets import Backbone
-from bench.parallel import gather
+from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Solarize, View, Views

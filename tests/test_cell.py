@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import cell as cell_module
-from bench.cell import BUSY, INTERRUPTED, PARENT_LOST, CellOutcome, run_cell
-from bench.meter import Meter
+from bench.data.store import Store, read_events, read_progress, save_tensors
+from bench.run import cell as cell_module
+from bench.run.cell import BUSY, INTERRUPTED, PARENT_LOST, CellOutcome, run_cell
+from bench.run.meter import Meter
 from bench.spec import (
     BenchError,
     Cell,
@@ -31,7 +32,6 @@ from bench.spec import (
     file_digest,
     site_to_dict,
 )
-from bench.store import Store, read_events, read_progress, save_tensors
 
 PLUGINS = """
 from dataclasses import dataclass
@@ -148,9 +148,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         return made.transfer(folder, report)
 
     for name, function in (("pretrain", pretrain), ("transfer", transfer)):
-        fake = ModuleType(f"bench.{name}")
+        fake = ModuleType(f"bench.run.{name}")
         setattr(fake, name, function)
-        monkeypatch.setitem(sys.modules, f"bench.{name}", fake)
+        monkeypatch.setitem(sys.modules, f"bench.run.{name}", fake)
     return made
 
 
@@ -393,7 +393,7 @@ def test_a_cell_that_was_taken_over_stops(bench: Bench, monkeypatch: pytest.Monk
         return {}
 
     bench.pretrain = work
-    monkeypatch.setattr("bench.store.claims.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("bench.data.store.claims.HEARTBEAT_SECONDS", 0.05)
     assert bench.run(PRETRAIN) == CellOutcome(INTERRUPTED, "another process took this cell over", True)
 
 

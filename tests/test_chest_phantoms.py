@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bench.phantoms import Phantom, render
+from bench.data.phantoms import Phantom, render
 from bench.registry import scan
 from bench.spec import BenchError
 

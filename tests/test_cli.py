@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from bench import cli, launch, registry, show
-from bench.cell import CellOutcome
-from bench.cli import offers, options, speak
-from bench.grid import OPTIONS, Request
+from bench import cli, registry
+from bench.cli import offers, options, show, speak
+from bench.data.store import Store
+from bench.run import launch
+from bench.run.cell import CellOutcome
+from bench.run.grid import OPTIONS, Request
 from bench.spec import FAILED, SCHEMA
-from bench.store import Store
 from bench.table import load_layouts
 
 HOME = Path(__file__).resolve().parent.parent

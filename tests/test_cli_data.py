@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bench import cli, data, registry
-from bench.grid import Request, expand
+from bench.run.grid import Request, expand
 from tests.conftest import textured_images
 from tests.test_cli import on_a_terminal, refused, said, visible
 

@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 
-from bench import executor, launch, upkeep
-from bench.cell import failed_since
-from bench.cluster import driver, notes, slurm, watch
-from bench.cluster.arrays import WAVES, arrays_of, gpu_hours
-from bench.cluster.snapshot import take
-from bench.cluster.work import Job, Task
-from bench.executor import LocalExecutor, Packing
-from bench.grid import Request, load_profile, memory_needed
-from bench.grid.profile import Cluster, Needs, read_cluster
-from bench.provenance import SNAPSHOT, digest_of
+from bench.data.store import asked_to_stop, read_events, read_json, write_json
 from bench.registry import Registry, scan
+from bench.run import executor, launch, upkeep
+from bench.run.cell import failed_since
+from bench.run.cluster import driver, notes, slurm, watch
+from bench.run.cluster.arrays import WAVES, arrays_of, gpu_hours
+from bench.run.cluster.snapshot import take
+from bench.run.cluster.work import Job, Task
+from bench.run.executor import LocalExecutor, Packing
+from bench.run.grid import Request, load_profile, memory_needed
+from bench.run.grid.profile import Cluster, Needs, read_cluster
+from bench.run.provenance import SNAPSHOT, digest_of
 from bench.spec import BenchError, PretrainCell, TransferCell
-from bench.store import asked_to_stop, read_events, read_json, write_json
 from tests.conftest import pretrain_cell, transfer_cell
 from tests.test_launch import STEPS, House, calls, executor_with
 
@@ -259,8 +259,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     code = "c0de" * 16  # of a tree that may be edited while its tests run
     monkeypatch.setattr(executor, "PRELOAD", ("torch",))
-    monkeypatch.setattr("bench.cluster.work.code_digest", lambda: code)
-    monkeypatch.setattr("bench.cluster.snapshot.digest_of", lambda home: code)
+    monkeypatch.setattr("bench.run.cluster.work.code_digest", lambda: code)
+    monkeypatch.setattr("bench.run.cluster.snapshot.digest_of", lambda home: code)
     monkeypatch.setattr(Job, "_executor", lambda self: executor_with(self.order["slots"]))
     (tmp_path / "house").mkdir()
     yield House(tmp_path / "house")
@@ -490,7 +490,9 @@ def test_the_code_that_runs_is_a_copy(tmp_path: Path) -> None:
 
 def test_a_copy_knows_what_it_is_a_copy_of(tmp_path: Path) -> None:
     taken = take(tmp_path, [])
-    code = "from bench.provenance import code_digest, commit, code_home; print(code_digest(), commit(), code_home())"
+    code = (
+        "from bench.run.provenance import code_digest, commit, code_home; print(code_digest(), commit(), code_home())"
+    )
     environment = {**os.environ, "PYTHONPATH": str(taken.folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(["python", "-c", code], cwd=HOME, env=environment, capture_output=True, text=True, check=True)
     digest, commit, home = done.stdout.split()
@@ -572,7 +574,7 @@ def test_transfers_that_still_wait_follow_their_pretraining_to_its_next_task(
 def test_a_pretraining_that_died_is_recorded_by_its_transfers(
     house: House, fake: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.cluster.work.PARENT_SECONDS", 0.1)
+    monkeypatch.setattr("bench.run.cluster.work.PARENT_SECONDS", 0.1)
     submit(house)
     fake.set("accounts", "100_0|NODE_FAIL|0:0\n")
     work_all(house, monkeypatch, "transfer")
@@ -768,7 +770,7 @@ def test_cells_share_a_gpu_as_far_as_its_memory_goes(house: House) -> None:
 def test_the_memory_of_a_cell_is_what_its_like_took(house: House) -> None:
     cell = house.grid("zero").transfers[0]
     assert memory_needed(house.store)(cell) is None
-    from bench.cell import timing_of
+    from bench.run.cell import timing_of
 
     for memory, device in ((5, "cuda"), (7, "cuda"), (99, "cpu")):
         house.store.add_timing({"of": timing_of(cell), "seconds": 1, "bytes": 1, "memory": memory, "device": device})

@@ -20,12 +20,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import grid, parallel, pretrain, registry, views
-from bench.cell import INTERRUPTED, child_main, run_cell
-from bench.executor import LocalExecutor
-from bench.ranks import Team
+from bench import registry, views
+from bench.data.store import Store, load_tensors, read_events, read_progress
+from bench.parts import parallel
+from bench.run import grid, pretrain
+from bench.run.cell import INTERRUPTED, child_main, run_cell
+from bench.run.executor import LocalExecutor
+from bench.run.ranks import Team
 from bench.spec import BenchError, CellError, CellInterrupted, PretrainCell, Site, cell_to_dict, site_to_dict
-from bench.store import Store, load_tensors, read_events, read_progress
 from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
 from tests.test_launch import eventually
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from bench import cli
+from bench.data.store import Store
 from bench.spec import BenchError
-from bench.store import Store
 from bench.table import Table, build, draw, load_layout
 from bench.table.figure import FIGURES, picture
 from tests.test_table import column, golden_table, table

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bench import data
-from bench.cell import end_badly, record_of, timing_of
-from bench.grid import Grid, PlanRow, Request, expand, load_profile, parse_fractions, plan, totals
+from bench.data.store import Store, write_bytes, write_json
 from bench.registry import Registry
+from bench.run.cell import end_badly, record_of, timing_of
+from bench.run.grid import Grid, PlanRow, Request, expand, load_profile, parse_fractions, plan, totals
 from bench.spec import SCHEMA, BenchError, PretrainCell, TransferCell
-from bench.store import Store, write_bytes, write_json
 
 PLUGINS = """
 from dataclasses import dataclass

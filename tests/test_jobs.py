@@ -16,18 +16,19 @@ import cv2
 import pytest
 from torch import Tensor, nn
 
-from bench import cli, upkeep
-from bench.cell import CANCELLED, end_badly, run_cell
-from bench.cluster import notes, slurm
-from bench.cluster.standing import Standing
-from bench.costs import Costs, cost_of_events, cost_of_records, waits
-from bench.grid import Request, expand
-from bench.meter import Meter
+from bench import cli
+from bench.cli.show import follow
+from bench.data.store import Store, add_event, ask_to_stop, read_events, read_json, write_json
 from bench.nets import Backbone
 from bench.registry import Registry, method, scan
-from bench.show import follow
+from bench.run import upkeep
+from bench.run.cell import CANCELLED, end_badly, run_cell
+from bench.run.cluster import notes, slurm
+from bench.run.cluster.standing import Standing
+from bench.run.costs import Costs, cost_of_events, cost_of_records, waits
+from bench.run.grid import Request, expand
+from bench.run.meter import Meter
 from bench.spec import CorpusInfo, PretrainCell, Recipe, Site, cell_to_dict, site_to_dict
-from bench.store import Store, add_event, ask_to_stop, read_events, read_json, write_json
 from bench.views import Batch, Crop, Views
 from tests.conftest import pretrain_cell, textured_images, transfer_cell
 
@@ -367,7 +368,7 @@ class _Nvml:
 def test_energy_is_told_of_a_gpu_that_is_not_shared(
     processes: int, joules: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bench import meter
+    from bench.run import meter
 
     nvml = _Nvml(processes)
     monkeypatch.setattr(meter, "import_module", lambda name: nvml)
@@ -375,7 +376,7 @@ def test_energy_is_told_of_a_gpu_that_is_not_shared(
 
 
 def test_without_nvml_and_without_a_gpu_no_energy_is_told() -> None:
-    from bench import meter
+    from bench.run import meter
 
     costs = Meter("cpu").costs()
     assert (costs["device_type"], costs["energy_joules"]) == ("cpu", None)
@@ -388,7 +389,7 @@ def test_without_nvml_and_without_a_gpu_no_energy_is_told() -> None:
 def test_status_watch_prints_changes_and_ends_when_nothing_runs(
     folder: Path, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = import_module("bench.show.follow")
+    module = import_module("bench.cli.show.follow")
     cell = pretrain_cell("moco")
     claim = store.begin(cell)
     assert claim is not None

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from bench import executor, launch
-from bench.cell import PARENT_LOST, CellOutcome, child_main
-from bench.executor import LocalExecutor
-from bench.grid import Grid, Request, expand, plan
-from bench.launch import Outcome, run
+from bench.data.store import Store, live_owner, load_checkpoint, read_events, save_tensors
 from bench.registry import Registry
+from bench.run import executor, launch
+from bench.run.cell import PARENT_LOST, CellOutcome, child_main
+from bench.run.executor import LocalExecutor
+from bench.run.grid import Grid, Request, expand, plan
+from bench.run.launch import Outcome, run
 from bench.spec import BenchError, Cell, CellError, PretrainCell, Site, TransferCell
-from bench.store import Store, live_owner, load_checkpoint, read_events, save_tensors
 
 PLUGINS = """
 from dataclasses import dataclass
@@ -120,9 +120,9 @@ def fake_transfer(
 def fake_main(cell: str, site: str, since: float, connection: Connection) -> None:
     """`child_main` with the two loops above."""
     for name, function in (("pretrain", fake_pretrain), ("transfer", fake_transfer)):
-        fake = ModuleType(f"bench.{name}")
+        fake = ModuleType(f"bench.run.{name}")
         setattr(fake, name, function)
-        sys.modules[f"bench.{name}"] = fake
+        sys.modules[f"bench.run.{name}"] = fake
     child_main(cell, site, since, connection)
 
 

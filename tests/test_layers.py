@@ -12,19 +12,24 @@ import pytest
 from bench.registry import scan
 
 HOME = Path(__file__).resolve().parent.parent
-FLOORS = {
-    0: "__init__ registry own samples spec store costs meter ranks parallel provenance views nets weights parts losses "
-    "metrics data leaks phantoms templates",
-    2: "pretrain transfer",
-    3: "cell",
-    4: "grid executor launch upkeep cluster table checkup",
-    5: "cli show sheet scaffold __main__",
+FLOORS = {  # the longest name that fits a module says its floor
+    0: "bench bench.registry bench.spec bench.data bench.views bench.nets bench.parts bench.losses bench.metrics",
+    1: "methods tasks",
+    2: "bench.protocols",
+    3: "bench.run bench.run.pretrain bench.run.transfer bench.run.ranks bench.run.meter bench.run.costs "
+    "bench.run.provenance",
+    4: "bench.run.cell",
+    5: "bench.table",
+    6: "bench.run.grid",
+    7: "bench.run.executor bench.run.launch bench.run.cluster bench.run.upkeep bench.cli.checkup bench.cli.sheet",
+    8: "bench.cli",
+    9: "bench.__main__",
 }
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-PLUGINS = 1
+FLOOR = {tuple(name.split(".")): floor for floor, names in FLOORS.items() for name in names.split()}
+ROOMS = 12  # directly under bench/, at most
 LIGHT = (
-    "registry spec store data leaks metrics cell provenance grid executor launch cluster.driver cluster.watch table "
-    "checkup show cli sheet"
+    "registry spec data.store data data.leaks metrics run.cell run.provenance run.grid run.executor run.launch "
+    "run.cluster.driver run.cluster.watch table cli.checkup cli.show cli cli.sheet"
 )
 HEAVY = ("torch", "torchvision", "lightly", "timm", "numpy", "pandas", "cv2", "scipy", "matplotlib")
 
@@ -33,11 +38,9 @@ def modules() -> list[Path]:
     return sorted(path for folder in ("bench", "methods", "tasks") for path in (HOME / folder).rglob("*.py"))
 
 
-def floor_of(parts: tuple[str, ...]) -> int | None:
-    """The floor of a dotted name, None where it is no part of the house."""
-    if parts[0] in ("methods", "tasks"):
-        return PLUGINS
-    return FLOOR[parts[1]] if parts[0] == "bench" and len(parts) > 1 else None
+def room_of(parts: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The longest name of a floor that a dotted name begins with, None where it is no part of the house."""
+    return next((parts[:length] for length in range(len(parts), 0, -1) if parts[:length] in FLOOR), None)
 
 
 def type_checking(node: ast.AST) -> bool:
@@ -64,25 +67,31 @@ def place(path: Path) -> tuple[str, ...]:
     return path.relative_to(HOME).with_suffix("").parts
 
 
-def test_every_module_of_the_harness_has_a_floor() -> None:
-    names = {place(path)[1] for path in modules() if place(path)[0] == "bench"}
-    assert names <= set(FLOOR), f"put {sorted(names - set(FLOOR))} on a floor"
+def test_every_room_of_the_harness_has_a_floor_and_says_what_it_is() -> None:
+    rooms = {path.stem: path for path in (HOME / "bench").glob("*.py") if not path.stem.startswith("__")}
+    rooms |= {path.parent.name: path for path in (HOME / "bench").glob("*/__init__.py")}
+    assert len(rooms) <= ROOMS, sorted(rooms)
+    lost = [name for name in rooms if room_of(("bench", name)) == ("bench",)]
+    assert not lost, f"put {lost} on a floor"
+    for name, path in rooms.items():
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert said.partition("\n")[0].endswith("."), f"{name} does not say in one sentence what lives there"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(HOME)))
 def test_imports_go_down_only(path: Path) -> None:
     own = place(path)
-    floor = floor_of(own)
-    assert floor is not None
+    room = room_of(own)
+    assert room is not None
     for parts in imports(ast.parse(path.read_text())):
-        target = floor_of(parts[:2]) if parts[0] != "bench" or parts[1] in FLOOR else None
-        if target is None or parts[:2] == own[:2]:
+        target = room_of(parts)
+        if target is None or target == room:
+            if target == room and own[0] in ("methods", "tasks") and len(parts) > 1:
+                raise AssertionError(f"{path} imports its sibling {'.'.join(parts)}")
             continue
-        if own[0] in ("methods", "tasks"):
-            siblings = parts[0] in ("methods", "tasks") and len(parts) > 1
-            assert not siblings, f"{path} imports its sibling {'.'.join(parts)}"
-            target = 0 if parts[0] == own[0] else target  # the package's own __init__
-        assert target <= floor, f"{path} (floor {floor}) imports {'.'.join(parts)} (floor {target})"
+        if FLOOR[target] == FLOOR[room] and FLOOR[room] != 0:
+            assert target[:2] == room[:2], f"{path} imports {'.'.join(parts)}, a neighbour in another room"
+        assert FLOOR[target] <= FLOOR[room], f"{path} ({FLOOR[room]}) imports {'.'.join(parts)} ({FLOOR[target]})"
 
 
 def test_the_harness_names_no_plug_in_package() -> None:

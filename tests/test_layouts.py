@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench.cell import record_of
-from bench.grid import Request, expand
 from bench.registry import Registry, scan
+from bench.run.cell import record_of
+from bench.run.grid import Request, expand
 from bench.spec import DONE, BenchError
 from bench.table import FORMATS, Table, build, load_layout, load_layouts, load_published, render
 from bench.table.layout import Column, Layout, Row, read_layout

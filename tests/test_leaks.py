@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from bench import leaks
-from bench.data import Sample
-from bench.grid import Request, expand
+from bench.data import Sample, leaks
 from bench.registry import Registry
+from bench.run.grid import Request, expand
 from bench.spec import BenchError
 
 Pixels = Any

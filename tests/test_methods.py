@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import data, nets, pretrain, registry, store
+from bench import data, nets, registry
+from bench.data import store
+from bench.run import pretrain
 from bench.spec import CellError, MethodSpec, PretrainCell, Site
 from tests.conftest import pretrain_cell, textured_corpus
 

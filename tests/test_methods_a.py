@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import pretrain, registry, views
+from bench import registry, views
 from bench.data import Corpus
 from bench.nets import Backbone
 from bench.parts import FeatureQueue, momentum_copy
+from bench.run import pretrain
 from bench.spec import CorpusInfo, Site
 from bench.views import Batch, View, normalise
 from methods import c2l, emmd, jigclu

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import parts, pretrain, registry
+from bench import parts, registry
 from bench.data import Corpus
 from bench.nets import Backbone
+from bench.run import pretrain
 from bench.spec import BenchError, CorpusInfo, Site
 from methods import cgm, context_restoration, deepcluster, ipmi21
 from tests.conftest import pretrain_cell, textured_corpus

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import nets, pretrain, registry, views
+from bench import nets, registry, views
+from bench.run import pretrain
 from bench.spec import CellError, MethodSpec, Site
 from methods import imagenet
 from methods.vicregl import cell_places

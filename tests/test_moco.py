@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from bench import pretrain, registry
+from bench import registry
+from bench.run import pretrain
 from bench.spec import Site
 from tests.conftest import pretrain_cell, textured_corpus
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bench import data, own, registry
+from bench import data, registry
+from bench.registry import own
 from bench.spec import BenchError, Site
 from tests.conftest import pretrain_cell, textured_images, transfer_cell
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 
-from bench import phantoms
-from bench.phantoms import Phantom, render
-from bench.phantoms.fundus import retinopathy
-from bench.phantoms.fundus.eye import Blobs, Lesions
-from bench.phantoms.fundus.paint import Frame
+from bench.data import phantoms
+from bench.data.phantoms import Phantom, render
+from bench.data.phantoms.fundus import retinopathy
+from bench.data.phantoms.fundus.eye import Blobs, Lesions
+from bench.data.phantoms.fundus.paint import Frame
 from bench.registry import scan
 from bench.spec import BenchError
 
@@ -320,4 +320,4 @@ def test_bad_requests_say_what_to_do(modality: str, seed: int, size: int, camera
 
 def test_versions_name_the_renderers() -> None:
     for modality, version in phantoms.VERSIONS.items():
-        assert import_module(f"bench.phantoms.{modality}").VERSION == version >= 1
+        assert import_module(f"bench.data.phantoms.{modality}").VERSION == version >= 1

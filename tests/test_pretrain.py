@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import pretrain, registry
+from bench import registry
 from bench.data import Corpus
 from bench.nets import Backbone
+from bench.run import pretrain
 from bench.spec import CorpusInfo, Part, Recipe, Site, Stage
 from bench.views import Batch, Crop, Views
 from tests.conftest import pretrain_cell, textured_corpus

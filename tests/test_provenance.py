@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import provenance
+from bench.run import provenance
 
 
 def test_results_do_not_make_a_checkout_dirty_and_code_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

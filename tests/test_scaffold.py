@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bench import registry, scaffold
+from bench import registry
+from bench.cli import scaffold
 from bench.data import MissingData
 from bench.spec import BenchError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench import registry, sheet
+from bench import registry
+from bench.cli import sheet
 from bench.spec import BenchError
 from tests.conftest import textured_images
 

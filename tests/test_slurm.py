@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from bench.cluster import notes
-from bench.store import Store, read_events, read_json, read_progress
+from bench.data.store import Store, read_events, read_json, read_progress
+from bench.run.cluster import notes
 
 HOME = Path(__file__).resolve().parent.parent
 TESTBED, PROFILE = HOME / "slurm" / "testbed.sh", HOME / "slurm" / "testbed.toml"

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.spec import SCHEMA, BenchError
-from bench.store import (
+from bench.data.store import (
     Damaged,
     Store,
     add_event,
@@ -31,6 +30,7 @@ from bench.store import (
     save_tensors,
     write_bytes,
 )
+from bench.spec import SCHEMA, BenchError
 
 KEY = "ab" * 32
 
@@ -261,9 +261,7 @@ def test_of_eight_contenders_exactly_one_wins(tmp_path: Path) -> None:
 
 def leave_claim(folder: Path) -> None:
     """A claim whose owner was killed."""
-    code = (
-        "import os,sys; from pathlib import Path; from bench.store import claim; claim(Path(sys.argv[1])); os._exit(9)"
-    )
+    code = "import os, sys, pathlib; from bench.data.store import claim; claim(pathlib.Path(sys.argv[1])); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=False, cwd=Path(__file__).parent.parent)
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from bench.cli.show.cells import only
 from bench.registry import Registry
-from bench.show.cells import only
 from bench.spec import BenchError, TaskSpec
 from bench.table import FORMATS, Table, build, default_layout, load_layout, load_layouts, load_published, render
 from bench.table.build import welch

@@ -11,7 +11,7 @@ import pytest
 
 from bench.data import IMAGE_SUFFIXES, MissingData, RunLength, corpus_files, corpus_images, inventory, samples
 from bench.data.opened import phantom_maker
-from bench.phantoms import render
+from bench.data.phantoms import render
 from bench.registry import load, scan
 from tests.trees import OFFICIAL, SPLITS, corpus_tree, every_sample, listed, task_files, touch
 

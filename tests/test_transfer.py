@@ -13,7 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import data, metrics, nets, pretrain, registry, store, transfer
+from bench import data, metrics, nets, registry
+from bench.data import store
+from bench.run import pretrain, transfer
 from bench.spec import PROTOCOLS, CellError, CellInterrupted, Site, TransferCell
 from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
 

@@ -17,11 +17,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench import grid, nets, pretrain, registry, weights
-from bench.cell import run_cell
-from bench.grid import Request
+from bench import nets, registry
+from bench.data.store import Store
+from bench.nets import weights
+from bench.run import grid, pretrain
+from bench.run.cell import run_cell
+from bench.run.grid import Request
 from bench.spec import BenchError, CellError, PretrainCell, Site, cell_from_dict, cell_to_dict, site_to_dict
-from bench.store import Store
 from tests.conftest import pretrain_cell, transfer_cell
 
 Tensors = dict[str, Tensor]

@@ -17,8 +17,7 @@ from typing import Any
 
 import typer
 
-from bench import show
-from bench.cli import data, jobs, offers, runs, tables
+from bench.cli import data, jobs, offers, runs, show, tables
 from bench.cli.app import app
 from bench.cli.options import RUNS
 from bench.cli.speak import Interrupted

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bench import show
+from bench.cli import show
 
 ORDER = (
     "run",

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench import registry, show
+from bench import registry
+from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RUNS, Data, Json, Runs, data_from_environment
 from bench.cli.speak import tell, warn
 from bench.spec import BUDGETS, BenchError, Site
 
 if TYPE_CHECKING:
-    from bench.checkup import Target
+    from bench.cli.checkup import Target
 
 group = typer.Typer(help="Look at datasets and corpora: are they there, are they sound; get them ready.")
 app.add_typer(group, name="data")
@@ -40,7 +41,7 @@ def _help(context: typer.Context) -> None:
 @group.command()
 def status(names: Names = None, data: Data = None, json: Json = False) -> int:
     """Show what is there, and where to get the rest."""
-    from bench import checkup
+    from bench.cli import checkup
 
     chosen, found, root = _chosen(names, data)
     looked = [checkup.look(target, root) for target in chosen]
@@ -71,8 +72,8 @@ def verify(names: Names = None, data: Data = None, runs: Runs = RUNS, json: Json
     Ends with 1 where something is missing, damaged or leaking. What was read is remembered below --runs by content;
     a file counts as read while its size and time stay the same.
     """
-    from bench import checkup
-    from bench.store import collected_warnings
+    from bench.cli import checkup
+    from bench.data.store import collected_warnings
 
     chosen, found, root = _chosen(names, data, needed=True)
     with collected_warnings() as warnings, show.Meter(sys.stderr) as meter:
@@ -97,7 +98,7 @@ def prepare(
 
     Fills the cache that a run with these names, this size and the same --runs opens.
     """
-    from bench import checkup
+    from bench.cli import checkup
 
     chosen, found, root = _chosen(names, data)
     site = Site(runs.absolute(), runs.absolute(), root, plugins=tuple(found.plugins))
@@ -118,7 +119,7 @@ def sample(
 
     Images spread over a task or corpus, as a run sees them; masks are drawn as outlines.
     """
-    from bench import sheet
+    from bench.cli import sheet
 
     chosen, _, root = _chosen([name], data)
     if len(chosen) > 1:
@@ -141,7 +142,7 @@ def checksums(
 
     Every file of a dataset's folder is read anew; the list is one that sha256sum reads too.
     """
-    from bench import checkup
+    from bench.cli import checkup
 
     if write and compare:
         raise BenchError("--write makes a list and --compare reads one: give one of them")
@@ -178,7 +179,7 @@ def _chosen(
     names: list[str] | None, data: Path | None, needed: bool = False
 ) -> tuple[list[Target], registry.Registry, Path | None]:
     """The tasks and corpora that are meant, all there are, and the data root; with words on files that are broken."""
-    from bench import checkup
+    from bench.cli import checkup
     from bench.data.files import own_root
 
     found, root = registry.scan(), data or data_from_environment()

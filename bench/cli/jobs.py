@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench import registry, show
+from bench import registry
+from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Data, Json, Results, Runs, data_from_environment
 from bench.cli.speak import Interrupted, tell
 from bench.spec import DONE, BenchError, Site
 
 if TYPE_CHECKING:
-    from bench.launch import Outcome
-    from bench.store import CellState, Store
+    from bench.data.store import CellState, Store
+    from bench.run.launch import Outcome
 
 Cells = Annotated[
     list[str] | None,
@@ -28,7 +29,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 
 
 def _store(runs: Path, results: Path) -> Store:
-    from bench.store import Store
+    from bench.data.store import Store
 
     return Store(runs.absolute(), results.absolute())
 
@@ -57,7 +58,7 @@ def cancel(cells: Cells = None, runs: Runs = RUNS, results: Results = RESULTS, y
     Every cell that runs or waits in a cluster's queue, or those that are named. A cell that runs is asked to stop: it
     does so within a step, on whatever host, and its run counts it as failed. The next run goes on from the checkpoint.
     """
-    from bench import upkeep
+    from bench.run import upkeep
 
     store = _store(runs, results)
     waiting, standing = upkeep.queued(store)
@@ -81,7 +82,7 @@ def cancel(cells: Cells = None, runs: Runs = RUNS, results: Results = RESULTS, y
 
 
 def _goes_on(state: CellState) -> bool:
-    from bench.upkeep import QUEUED, RUNNING
+    from bench.run.upkeep import QUEUED, RUNNING
 
     return state.state in (RUNNING, QUEUED)
 
@@ -110,9 +111,9 @@ def retry(
     All cells of the store that failed, are blocked or were interrupted, or those that are named or chosen; from their
     last checkpoints, on this machine, with the data and plug-ins they had.
     """
-    from bench import executor, launch, upkeep
-    from bench.grid.request import Request, check_request
-    from bench.store import collected_warnings
+    from bench.data.store import collected_warnings
+    from bench.run import executor, launch, upkeep
+    from bench.run.grid.request import Request, check_request
 
     if cells and (failed or blocked):
         raise BenchError("name cells or give --failed or --blocked, not both")
@@ -143,7 +144,7 @@ def retry(
 
 
 def _retried(names: Sequence[str], states: Sequence[CellState]) -> list[CellState]:
-    from bench.upkeep import RUNNING
+    from bench.run.upkeep import RUNNING
 
     chosen = _named(names, states)
     for state in chosen:
@@ -174,8 +175,8 @@ def gc(runs: Runs = RUNS, results: Results = RESULTS, yes: Yes = False, json: Js
     Checkpoints of cells that are done, damaged and half-written files, and images that were prepared for no cell of
     this store. Sizes are shown first. Encoders, records, scores and logs stay.
     """
-    from bench import upkeep
-    from bench.store import collected_warnings
+    from bench.data.store import collected_warnings
+    from bench.run import upkeep
 
     store = _store(runs, results)
     with collected_warnings() as warnings:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bench import registry, show
+from bench import registry
+from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Data, Json, Results, Runs, data_from_environment
 from bench.cli.speak import warn
@@ -50,7 +51,7 @@ def show_(
     """Show one method, task or corpus in full, or its images as a picture."""
     kind, spec = show.find_plugin(name, registry.scan())
     if sheet is not None:
-        from bench import sheet as sheets
+        from bench.cli import sheet as sheets
 
         if isinstance(spec, MethodSpec):
             raise BenchError(f"{name} is a method and has no images; --sheet draws a task or a corpus")
@@ -84,11 +85,11 @@ def new(
     name: Annotated[str, typer.Argument(help="Small letters, digits and _.", metavar="NAME")],
 ) -> int:
     """Write a small method or task to start from."""
-    from bench import scaffold
+    from bench.cli import scaffold
 
     found = registry.scan()
     path = scaffold.new(kind, name, Path.cwd(), found)
-    inside = path.parent == Path(registry.__file__).resolve().parent.parent / scaffold.FOLDERS[kind]
+    inside = path.parent == registry.HOME / scaffold.FOLDERS[kind]
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     asked = name if inside else f"./{shown}"
     show.say(f"wrote {shown}: it works as it is; the lines marked EDIT are yours")

@@ -13,7 +13,7 @@ import typer
 from bench.spec import BenchError
 
 if TYPE_CHECKING:
-    from bench.grid import Request
+    from bench.run.grid import Request
 
 WHAT, LENGTH, PLACE = "What is compared", "How long and how large", "Where it runs"
 
@@ -26,7 +26,7 @@ def option(kind: Any, name: str, text: str, panel: str, default: str = "", metav
 
 Text, Whole, Folder = str | None, int | None, Path | None
 
-# What `run` and `plan` share. The command line wins over --profile, and both over the defaults of `bench.grid.Request`.
+# What `run` and `plan` share. The command line wins over --profile, and both over the defaults of `Request`.
 REQUEST: dict[str, Any] = {
     "methods": option(Text, "--methods", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
     "tasks": option(Text, "--tasks", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
@@ -103,7 +103,7 @@ def requesting(command: Callable[..., int]) -> Callable[..., int]:
 
 def request_of(asked: dict[str, Any]) -> Request:
     """The request of a command line: what was given, on top of the profile, on top of BENCH_DATA."""
-    from bench.grid import Request, load_profile, parse_fractions
+    from bench.run.grid import Request, load_profile, parse_fractions
 
     given = dict(asked)
     profile = given.pop("profile", None)

@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench import registry, show
+from bench import registry
+from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Json, Results, Runs, Wait, Yes, request_of, requesting
 from bench.cli.speak import Interrupted, build_table, say_costs, tell
-from bench.costs import cost_of_records
+from bench.run.costs import cost_of_records
 from bench.spec import BenchError
 
 if TYPE_CHECKING:
-    from bench.cluster.driver import Submission
-    from bench.grid import Grid, PlanRow, Request
+    from bench.run.cluster.driver import Submission
+    from bench.run.grid import Grid, PlanRow, Request
 
 
 @app.command()
 @requesting
 def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json = False) -> int:
     """Pretrain, transfer, print the table; do nothing twice."""
-    from bench import grid as grids
-    from bench import launch
     from bench import table as tables
-    from bench.cluster import watch
-    from bench.store import collected_warnings
+    from bench.data.store import collected_warnings
+    from bench.run import grid as grids
+    from bench.run import launch
+    from bench.run.cluster import watch
 
     began = time.monotonic()
     request, found = request_of(asked), registry.scan()
@@ -81,7 +82,7 @@ def run(asked: dict[str, Any], wait: Wait = False, yes: Yes = False, json: Json 
 
 def _announce(voice: show.Voice, request: Request, grid: Grid, rows: Sequence[PlanRow]) -> None:
     """One line of what will happen, the loud word on phantoms, and what has to be done for it."""
-    from bench.grid import totals
+    from bench.run.grid import totals
 
     voice.say(show.intention(request, grid))
     if any(cell.phantom or cell.pretrain.phantom for cell in grid.transfers):
@@ -95,7 +96,7 @@ def _announce(voice: show.Voice, request: Request, grid: Grid, rows: Sequence[Pl
 
 def _submit(voice: show.Voice, grid: Grid, request: Request, found: registry.Registry, yes: bool) -> Submission:
     """Hands to Slurm what has neither result nor job, and says so."""
-    from bench.cluster.driver import submit
+    from bench.run.cluster.driver import submit
 
     def consent(hours: float) -> bool:
         question = f"these cells may take {hours:.1f} GPU-hours; submit them?"
@@ -121,9 +122,9 @@ def stale(rows: Sequence[PlanRow]) -> list[str]:
 @requesting
 def plan(asked: dict[str, Any], json: Json = False) -> int:
     """Show what would run, what is cached, what it costs."""
-    from bench.grid import expand, totals
-    from bench.grid import plan as plan_grid
-    from bench.store import collected_warnings
+    from bench.data.store import collected_warnings
+    from bench.run.grid import expand, totals
+    from bench.run.grid import plan as plan_grid
 
     request, found = request_of(asked), registry.scan()
     with collected_warnings() as warnings, show.Meter(sys.stderr) as meter:
@@ -148,9 +149,9 @@ def status(
     json: Json = False,
 ) -> int:
     """Show every cell's state, why it is so and what it cost."""
-    from bench import upkeep
-    from bench.costs import Costs
-    from bench.store import Store, collected_warnings
+    from bench.data.store import Store, collected_warnings
+    from bench.run import upkeep
+    from bench.run.costs import Costs
 
     if watch and json:
         raise BenchError("--watch draws for people and --json is for programs: give one of them")
@@ -188,7 +189,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on while the cell is at work.")] = False,
 ) -> int:
     """Print what a cell wrote while it ran."""
-    from bench.store import Store, live_owner
+    from bench.data.store import Store, live_owner
 
     store = Store(runs.absolute(), results.absolute())
     states = store.overview()

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import show
+from bench.cli import show
 from bench.cli.options import RUNS
-from bench.costs import Costs, cost_of, cost_of_records
+from bench.run.costs import Costs, cost_of, cost_of_records
 
 if TYPE_CHECKING:
     from bench.registry import Registry

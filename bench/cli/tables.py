@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import registry, show
+from bench import registry
+from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Results
 from bench.cli.speak import build_table, say_costs, tell, warn
@@ -42,7 +43,7 @@ def table(
 ) -> int:
     """Print methods by tasks, from records alone."""
     from bench import table as tables
-    from bench.store import Store, collected_warnings
+    from bench.data.store import Store, collected_warnings
 
     if against not in (None, "published"):
         raise BenchError(f"--against knows published, not {against!r}")

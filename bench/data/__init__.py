@@ -37,7 +37,7 @@ from bench.data.opened import (
 )
 from bench.data.prepare import faint, fit, fov_box, is_faint, mask_factor, prepare_image, prepare_sample
 from bench.data.refs import corpus_content, corpus_ref, dataset_ref
-from bench.samples import FOLDER, CorpusImage, MissingData, NoImages, RunLength, Sample
+from bench.spec.samples import FOLDER, CorpusImage, MissingData, NoImages, RunLength, Sample
 
 __all__ = [
     "FOLDER",

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import store
+from bench.data import store
 from bench.spec import BenchError, file_digest
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.samples import RunLength
 from bench.spec import BenchError
+from bench.spec.samples import RunLength
 
 if TYPE_CHECKING:
     import numpy as np

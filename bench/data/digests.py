@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import phantoms, store
+from bench.data import phantoms, store
 from bench.data.cache import in_threads
-from bench.samples import MissingData
 from bench.spec import BenchError, digest, file_digest
+from bench.spec.samples import MissingData
 
 
 class Digests:

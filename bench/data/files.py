@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.data.kinds import Inventory
 from bench.registry import load
-from bench.samples import FOLDER, CorpusImage, MissingData, NoImages, Sample, is_file
 from bench.spec import CorpusSpec, TaskSpec
+from bench.spec.samples import FOLDER, CorpusImage, MissingData, NoImages, Sample, is_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".ppm", ".dcm")
 NAMED = 3  # missing files that a message names before it only counts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.samples import Sample
 from bench.spec import TaskSpec
+from bench.spec.samples import Sample
 
 PREPARATION = 2  # raised when decoding, cropping or resizing changes; part of every fingerprint
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import phantoms
+from bench.data import phantoms
 from bench.data.cache import Plan, Progress, prepared
 from bench.data.files import samples
 from bench.data.prepare import prepare_image, prepare_sample

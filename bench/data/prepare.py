@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.decode import read_image, read_mask
-from bench.samples import Sample
 from bench.spec import BenchError, TaskSpec
+from bench.spec.samples import Sample
 
 if TYPE_CHECKING:
     import numpy as np

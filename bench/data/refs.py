@@ -10,8 +10,8 @@ from bench.data.digests import Digests, phantom_fingerprint
 from bench.data.files import chosen_samples, corpus_images, inventory, own_root, samples
 from bench.data.kinds import PREPARATION, CorpusRef, DatasetRef
 from bench.registry import Registry
-from bench.samples import FOLDER, CorpusImage, MissingData, RunLength, Sample
 from bench.spec import CorpusSpec, TaskSpec, digest
+from bench.spec.samples import FOLDER, CorpusImage, MissingData, RunLength, Sample
 
 
 def corpus_spec(name: str, registry: Registry) -> CorpusSpec | None:

@@ -26,8 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from bench import data, phantoms, pretrain, registry
+from bench import data, registry
+from bench.data import phantoms
 from bench.data.cache import cores as all_cores
+from bench.run import pretrain
 from bench.spec import PretrainCell, Site
 from bench.views import Blur, Crop, Flip, Gray, Jitter, Views
 from tests.conftest import pretrain_cell

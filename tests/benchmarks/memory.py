@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import torch
 
-from bench import data, pretrain, registry
+from bench import data, registry
 from bench.data.cache import in_threads
+from bench.run import pretrain
 from bench.spec import PretrainCell, Site
 from bench.views import Crop, Flip, Views
 from tests.conftest import pretrain_cell

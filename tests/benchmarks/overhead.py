@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import data, pretrain, registry
-from bench.grid import Request, expand
+from bench import data, registry
+from bench.run import pretrain
+from bench.run.grid import Request, expand
 from bench.spec import PretrainCell, Site
 
 

@@ -30,8 +30,9 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import Tensor
 
-from bench import data, nets, pretrain, registry
-from bench.grid import Request, expand
+from bench import data, nets, registry
+from bench.run import pretrain
+from bench.run.grid import Request, expand
 from bench.spec import PretrainCell, Recipe, Site
 
 METHOD = "simclr"

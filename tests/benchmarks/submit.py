@@ -47,10 +47,10 @@ def pretend(home: Path) -> None:
 
 def submission(home: Path) -> dict[str, float]:
     """Seconds, calls of sbatch and megabytes of a submission of CELLS cells."""
-    from bench.cluster.driver import submit
-    from bench.grid import Request, expand
-    from bench.grid.profile import Cluster
     from bench.registry import scan
+    from bench.run.cluster.driver import submit
+    from bench.run.grid import Request, expand
+    from bench.run.grid.profile import Cluster
 
     found = scan()
     methods = [name for name, spec in found.methods.items() if spec.trains and not spec.needs][:5]
@@ -76,8 +76,8 @@ def submission(home: Path) -> dict[str, float]:
 
 def planning(home: Path) -> dict[str, float]:
     """Seconds to expand and look up PLANNED cells on an empty store."""
-    from bench.grid import Request, expand, plan, totals
     from bench.registry import scan
+    from bench.run.grid import Request, expand, plan, totals
 
     began = time.perf_counter()
     found = scan()
