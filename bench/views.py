@@ -169,6 +169,7 @@ class Batch:
     stage: int  # which of the recipe's stages
     labels: Tensor | None = None  # (B,) image-level grades, where the method needs them
     pairs: list[View] = field(default_factory=list)  # views of the second modality, where the method needs it
+    turn: int = 0  # which of the recipe's turns; the views are the same in all turns of a step
 
 
 MEAN_STD = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}

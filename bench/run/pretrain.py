@@ -24,6 +24,7 @@ from bench.nets import weights
 from bench.parts import parallel
 from bench.registry import Registry, hparams_of, load, scan
 from bench.run.ranks import Team
+from bench.run.turns import Turn, losses_of, owners, turns
 from bench.spec import (
     BenchError,
     CellError,
@@ -64,7 +65,7 @@ def stage_bounds(recipe: Recipe, steps: int) -> list[int]:
     return [round(steps * sum(shares[:index]) / sum(shares)) for index in range(len(shares) + 1)]
 
 
-def learning_rate(recipe: Recipe, stage: Stage, progress: float) -> float:
+def learning_rate(recipe: Recipe | Part, stage: Stage, progress: float) -> float:
     """The rate at `progress` in [0, 1) of a stage."""
     if progress < stage.warmup:
         return recipe.lr * (progress + 1e-9) / stage.warmup
@@ -240,33 +241,30 @@ class _Run:
         self.corpus = corpus if spec.needs == "pairs" else dataclasses.replace(corpus, pairs=None)
         self.multiple = spec.batch_multiple
         self.method = build_method(cell, spec, corpus).to(fabric.device)
-        self.network = self._shared()
         self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
+        self.owners = owners(self.method, self.recipe, cell.method)
+        self.turns = turns(self.method, self.recipe, cell.method)
+        self.network = self._shared()
         self.declared: views.Views = self.method.views()  # type: ignore[operator]
         self.bounds = stage_bounds(self.recipe, cell.steps)
         self.stage, self.step = -1, 0
         self.optimizer = self._fresh_optimizer()
-        self.part_optimizers = [build_optimizer(part, self._parameters(part)) for part in self.recipe.parts]
+        self.part_optimizers = [build_optimizer(part, self._owned(part)) for part in self.recipe.parts]
 
     def _shared(self) -> nn.Module:
         """What a step is made with: of several processes, each one's gradients are averaged with the others'."""
-        step = _Step(self.method)
+        step = _Step(self.method, [turn.loss for turn in self.turns])
         if parallel.ranks() == 1:
             return step
         parallel.synchronise(self.method)
         return self.fabric.strategy.setup_module(step)
 
-    def _parameters(self, wanted: Part | None) -> list[nn.Parameter]:
-        """Trainable parameters of a part of the recipe, or those that are in none."""
-        chosen = []
-        for name, item in self.method.named_parameters():
-            owner = next((part for part in self.recipe.parts if name.startswith(part.prefix)), None)
-            if item.requires_grad and owner == wanted:
-                chosen.append(item)
-        return chosen
+    def _owned(self, owner: Recipe | Part) -> list[nn.Parameter]:
+        """The parameters of a part of the recipe, or those that are the recipe's own."""
+        return [item for name, item in self.method.named_parameters() if self.owners.get(name) is owner]
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.recipe, self._parameters(None))
+        return build_optimizer(self.recipe, self._owned(self.recipe))
 
     def _named_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {f"optimizer{at}.": item for at, item in enumerate([self.optimizer, *self.part_optimizers])}
@@ -294,8 +292,9 @@ class _Run:
             self.stage, self.optimizer = stage, self._fresh_optimizer()
         first, end = self.bounds[stage], self.bounds[stage + 1]
         rate = learning_rate(self.recipe, self.recipe.stages[stage], (step - first) / max(1, end - first))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        _set_rate(self.optimizer, rate)
+        for part, optimizer in zip(self.recipe.parts, self.part_optimizers, strict=True):
+            _set_rate(optimizer, learning_rate(part, part.stage, step / self.cell.steps))
         self.step = step
         if self.sweeps and self.begins_epoch(step):
             self.start_epoch(step)
@@ -343,31 +342,50 @@ class _Run:
         torch.manual_seed(derive(self.cell.seed, "step", self.step))
         device = self.fabric.device
         batch = make_batch(self.corpus, self.cell, self.declared, self.step, self.stage, device, self.multiple)
-        with self.fabric.autocast():
-            parts: dict[str, Tensor] = self.network(batch)
-        if "loss" not in parts:
-            found = ", ".join(parts) or "nothing"
-            raise BenchError(f"training_step of {self.cell.method} must return a dict with 'loss'; it returned {found}")
-        optimizers = [self.optimizer, *self.part_optimizers]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(parts["loss"])
-        for optimizer in optimizers:
-            optimizer.step()
+        found = []
+        for turn in self.turns:
+            with turn.alone(self.method):
+                found.append(self._take(turn, dataclasses.replace(batch, turn=turn.number)))
+        parts = losses_of(found, self.turns)
         values = parallel.average(torch.stack([value.detach().double() for value in parts.values()]))
         return dict(zip(parts, values.tolist(), strict=True))
+
+    def _take(self, turn: Turn, batch: views.Batch) -> dict[str, Tensor]:
+        """One turn: a forward and a backward pass, and a step of its optimisers."""
+        with self.fabric.autocast():
+            parts: dict[str, Tensor] = self.network(batch)
+        if turn.loss not in parts:
+            when = f" in turn {turn.number}" if len(self.turns) > 1 else ""
+            raise BenchError(
+                f"training_step of {self.cell.method} must return a dict with '{turn.loss}'{when}; "
+                f"it returned {', '.join(parts) or 'nothing'}"
+            )
+        every = [self.optimizer, *self.part_optimizers]
+        optimizers = [every[at] for at in turn.optimizers]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(parts[turn.loss])
+        for optimizer in optimizers:
+            optimizer.step()
+        return {name: value.detach() for name, value in parts.items()}
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 class _Step(nn.Module):
     """A method's step as a forward pass, which is what gradients are averaged around."""
 
-    def __init__(self, method: nn.Module) -> None:
+    def __init__(self, method: nn.Module, losses: Sequence[str]) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.losses = method, losses
 
     def forward(self, batch: views.Batch) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = self.method.training_step(batch)  # type: ignore[operator]
-        return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
+        kept = self.losses[batch.turn]
+        return {name: value if name == kept else value.detach() for name, value in parts.items()}
 
 
 def pretrain(
@@ -409,9 +427,11 @@ def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any
             saved = time.monotonic()
         run.enter(step)
         losses = run.train_step()
-        if not math.isfinite(losses["loss"]):
+        spoilt = next((turn.loss for turn in run.turns if not math.isfinite(losses[turn.loss])), None)
+        if spoilt is not None:
+            name = "the loss" if spoilt == "loss" else f"the loss {spoilt!r}"
             raise CellError(
-                "failed", f"the loss became {losses['loss']} at step {step + 1} of {cell.steps}; {_kept(folder)}"
+                "failed", f"{name} became {losses[spoilt]} at step {step + 1} of {cell.steps}; {_kept(folder)}"
             )
         try:
             report({"phase": f"stage {run.stage + 1}", "step": step + 1, "steps": cell.steps, "losses": losses})
@@ -427,7 +447,7 @@ def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any
         "steps": cell.steps,
         "steps_run": cell.steps - start,
         "seconds": time.monotonic() - began,
-        "loss": losses.get("loss"),
+        "loss": losses.get(run.recipe.loss),
     }
 
 

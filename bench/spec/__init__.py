@@ -283,18 +283,45 @@ class Stage:
 
 @dataclass(frozen=True)
 class Part:
-    """Parameters with an optimiser of their own, at a constant rate, through all stages."""
+    """Parameters with an optimiser of their own, which is the same one through all stages."""
 
-    prefix: str  # of the names of the method's parameters
+    prefix: str | tuple[str, ...]  # of the names of the method's parameters
     optimizer: str  # as Recipe's
     lr: float
     weight_decay: float = 0.0
     momentum: float = 0.0
+    loss: str = "loss"  # what it minimises, as Recipe's
+    turn: int = 0  # as Recipe's
+    stage: Stage = Stage()  # how its rate goes over the whole pretraining, whatever its share; constant
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return (self.prefix,) if isinstance(self.prefix, str) else self.prefix
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method wants to be optimised; the loop builds the optimiser from it."""
+    """How a method wants to be optimised; the loop builds the optimisers from it.
+
+    One optimiser is one line, `Recipe("adam", 1e-3)`. More of them are parts, each with the parameters it owns, its
+    rate, and the loss that it minimises: a key of what `training_step` returns. What is in no part is the recipe's own.
+
+    Adversaries take turns, which follow one another inside every step on the same batch:
+
+        Recipe("adam", 2e-4, parts=(Part("discriminator.", "adam", 2e-4, loss="discriminator", turn=1),))
+
+        def training_step(self, batch):
+            fake = self.generator(batch.views[0].images)
+            if batch.turn == 0:
+                return {"loss": -self.discriminator(fake).mean()}
+            real = batch.views[1].images
+            return {"discriminator": self.discriminator(fake.detach()).mean() - self.discriminator(real).mean()}
+
+    `training_step` is called once per turn, and the one loss of that turn is differentiated; all its optimisers step.
+    Meanwhile the parameters of the other turns take no gradient and do not move, nor do their buffers: their networks
+    normalise with the statistics of the batch, but their running statistics are afterwards what they were. Buffers of
+    no network with parameters (a queue, a pool of images, a momentum copy) belong to no turn and move in every one.
+    """
 
     optimizer: str  # adam, adamw, sgd, lars
     lr: float
@@ -302,6 +329,8 @@ class Recipe:
     momentum: float = 0.9  # SGD's and LARS's
     stages: tuple[Stage, ...] = (Stage(),)
     parts: tuple[Part, ...] = ()  # parameters that are left out of all this and optimised on their own
+    loss: str = "loss"  # what it minimises: a key of what `training_step` returns; one for all optimisers of a turn
+    turn: int = 0  # when in a step; turns are numbered from 0 on
 
 
 @dataclass(frozen=True)
