@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 2  # of the records; older ones that tables still read: OLD_SCHEMAS
-OLD_SCHEMAS = (1,)
+SCHEMA = 2  # of the records that are written
+SCHEMAS = (1, SCHEMA)  # that are read: 1 has one metric, and its scores per case lie beside it
 LOOP_VERSION = 2  # raised when the meaning of the training loop or of a protocol changes; part of every key
 
 Value = bool | int | float | str
