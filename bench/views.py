@@ -7,8 +7,9 @@ source, so that dense methods can bring features into register.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -138,11 +139,13 @@ class View:
 
     images: (B, C, *S). affine: (B, 2, 3), maps (x, y, 1) of the view, each in [-1, 1], to the source's (x, y).
     turns: (B,) quarter turns (counter-clockwise) made last, after everything that was sampled.
+    maps: (B, K, *S), what was known of the images beside them, cut and turned alike; None: nothing was.
     """
 
     images: Tensor
     affine: Tensor
     turns: Tensor
+    maps: Tensor | None = None
 
     def unturn(self, maps: Tensor) -> Tensor:
         """Undoes the view's last exact turns on maps of any resolution: (B, K, n, n) -> (B, K, n, n)."""
@@ -170,6 +173,7 @@ class Batch:
     labels: Tensor | None = None  # (B,) image-level grades, where the method needs them
     pairs: list[View] = field(default_factory=list)  # views of the second modality, where the method needs it
     turn: int = 0  # which of the recipe's turns; the views are the same in all turns of a step
+    maps: Mapping[str, list[Tensor]] = field(default_factory=dict)  # side data by name: per view (B, K, *S), as made
 
 
 MEAN_STD = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -184,10 +188,13 @@ def normalise(images: Tensor) -> Tensor:
 
 
 class _Canvas:
-    """A batch on its way through a pipeline: pixels, what is still to be sampled, and the way back."""
+    """A batch on its way through a pipeline: pixels, what is still to be sampled, and the way back.
 
-    def __init__(self, images: Tensor, size: int) -> None:
-        self.images, self.size = images, size
+    maps: what goes wherever the pixels go, and keeps its values: (B, K, *S), or None.
+    """
+
+    def __init__(self, images: Tensor, size: int, maps: Tensor | None = None) -> None:
+        self.images, self.size, self.maps = images, size, maps
         batch = len(images)
         self.pending = _identity(batch)  # new frame -> current pixels
         self.sampling = False
@@ -209,9 +216,15 @@ class _Canvas:
             return
         height = self.out_size or self.images.shape[2]
         width = self.out_size or self.images.shape[3]
-        self.images = sample(self.images, self.pending[:, :2], (height, width))
+        self.move(lambda pixels: sample(pixels, self.pending[:, :2], (height, width)))
         self.affine = self.affine @ self.pending
         self.pending, self.sampling = _identity(len(self.images)), False
+
+    def move(self, where: Callable[[Tensor], Tensor]) -> None:
+        """Moves the pixels, and what is known of them."""
+        self.images = where(self.images)
+        if self.maps is not None:
+            self.maps = where(self.maps)
 
     def exact(self, matrix: Tensor) -> None:
         self.affine = self.affine @ matrix
@@ -282,16 +295,19 @@ def _flip(canvas: _Canvas, op: Flip, draws: _Draws) -> None:
     for axis, probability, dim in ((0, op.horizontal, 3), (1, op.vertical, 2)):
         hit = shares[axis] < probability
         if hit.any():
-            where = hit.nonzero().flatten().to(canvas.images.device)
-            canvas.images = canvas.images.index_copy(0, where, canvas.images[where].flip(dim))
+            canvas.move(functools.partial(_flipped, where=hit.nonzero().flatten().to(canvas.images.device), dim=dim))
             matrix = _identity(batch)
             matrix[:, axis, axis] = torch.where(hit, -1.0, 1.0).double()
             canvas.exact(matrix)
 
 
+def _flipped(pixels: Tensor, where: Tensor, dim: int) -> Tensor:
+    return pixels.index_copy(0, where, pixels[where].flip(dim))
+
+
 def _turn_canvas(canvas: _Canvas, turns: Tensor) -> None:
     canvas.flush()
-    canvas.images = turn(canvas.images, turns)
+    canvas.move(lambda pixels: turn(pixels, turns))
     canvas.turns = (canvas.turns + turns) % 4
     angle = turns.double() * (math.pi / 2)
     matrix = _identity(len(turns))
@@ -503,6 +519,7 @@ def build(
     finish: Callable[[Tensor], Tensor] = lambda images: images,
     places: Sequence[int] | None = None,
     batch: int = 0,
+    maps: Tensor | None = None,
 ) -> list[View]:
     """The declared views of a batch.
 
@@ -511,6 +528,7 @@ def build(
     (B, C, size, size) for each entry of `views.each` (smaller where a `Crop` has a share); where no `Crop` is declared,
     and the images have another size, the whole image is resized.
     places: where these images stand in a whole batch of `batch` images, whose draws they share; None: they are all.
+    maps: (B, K, H, W), what is known of the images beside them: cut and turned alike, whatever happens to colours.
 
     On the CPU a few images at a time are worked on from beginning to end: what an operation leaves is then still in the
     cache for the next one, and memory is not taken from and given back to the system all the time.
@@ -521,17 +539,19 @@ def build(
     for first in range(0, count, piece):
         rows = slice(first, min(first + piece, count))
         draws.begin(rows if places is None else list(places[rows]))
-        made.append(_build(images[rows], views, size, draws, finish))
+        canvas = _Canvas(images[rows], size, None if maps is None else maps[rows])
+        made.append(_build(canvas, views, draws, finish))
     if len(made) == 1:
         return made[0]
+    names = ("images", "affine", "turns") if maps is None else ("images", "affine", "turns", "maps")
     return [
-        View(*(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "affine", "turns")))
+        View(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
         for parts in zip(*made, strict=True)
     ]
 
 
-def _build(images: Tensor, views: Views, size: int, draws: _Draws, finish: Callable[[Tensor], Tensor]) -> list[View]:
-    canvas = _Canvas(images, size)
+def _build(canvas: _Canvas, views: Views, draws: _Draws, finish: Callable[[Tensor], Tensor]) -> list[View]:
+    size, images = canvas.size, canvas.images
     _run(canvas, views.shared, draws)
     built = []
     for ops in views.each:
@@ -541,5 +561,5 @@ def _build(images: Tensor, views: Views, size: int, draws: _Draws, finish: Calla
         branch.turns = torch.zeros(len(images), dtype=torch.long)
         _run(branch, ops, draws)
         branch.flush()
-        built.append(View(finish(branch.images), branch.affine[:, :2], branch.turns))
+        built.append(View(finish(branch.images), branch.affine[:, :2], branch.turns, branch.maps))
     return built

@@ -23,6 +23,7 @@ from bench.data.files import (
     samples,
 )
 from bench.data.kinds import PREPARATION, CorpusRef, DatasetRef, Inventory
+from bench.data.maps import MARK, map_folders
 from bench.data.opened import (
     Corpus,
     Dataset,
@@ -44,6 +45,7 @@ __all__ = [
     "FOLDER",
     "IMAGE_SUFFIXES",
     "KINDS",
+    "MARK",
     "PREPARATION",
     "Corpus",
     "CorpusImage",
@@ -80,6 +82,7 @@ __all__ = [
     "is_faint",
     "item_shapes",
     "list_images",
+    "map_folders",
     "mask_factor",
     "open_corpus",
     "open_dataset",

@@ -13,6 +13,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import shutil
 import time
 import uuid
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.data import store
-from bench.spec import BenchError, file_digest
+from bench.spec import BenchError, Site, digest, file_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +65,12 @@ def cores() -> int:
     """Cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def folder_name(site: Site, name: str, *about: object) -> Path:
+    """Where something called `name` is prepared that `about`, plain data, tells from all others."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[-40:]
+    return site.cache / f"{plain}-{digest(list(about))[:12]}"
 
 
 def in_threads(work: Callable[[int], Any], count: int) -> Iterator[int]:

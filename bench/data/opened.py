@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data.cache import Plan, Progress, prepared
+from bench.data.cache import Plan, Progress, folder_name, prepared
 from bench.data.digests import drawn
 from bench.data.files import samples
+from bench.data.maps import side_maps
 from bench.data.phantoms import Phantom
 from bench.data.prepare import item_shapes, prepare_image, prepare_phantom, prepare_sample
 from bench.data.refs import corpus_content, corpus_spec, dataset_fingerprint
 from bench.data.truths import KINDS
 from bench.registry import Registry
-from bench.spec import BenchError, CorpusSpec, PretrainCell, Site, TaskSpec, TransferCell, derive, digest
+from bench.spec import BenchError, CorpusSpec, PretrainCell, Site, TaskSpec, TransferCell, derive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,21 +28,16 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = 0.2
 
 
-def _folder_name(site: Site, name: str, *about: object) -> Path:
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[-40:]
-    return site.cache / f"{plain}-{digest(list(about))[:12]}"
-
-
 def corpus_folder(cell: PretrainCell, site: Site) -> Path:
     """Where the corpus of a cell is prepared."""
-    return _folder_name(site, cell.corpus, cell.corpus_fingerprint, cell.image_size, cell.channels)
+    return folder_name(site, cell.corpus, cell.corpus_fingerprint, cell.image_size, cell.channels)
 
 
 def dataset_folder(cell: TransferCell, registry: Registry, site: Site) -> Path:
     """Where the dataset of a cell is prepared."""
     spec: TaskSpec = registry.get("task", cell.task)
     chosen = (cell.dataset_fingerprint, spec.version, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
-    return _folder_name(site, cell.task, *chosen, item_shapes(spec, cell.image_size), spec.structures)
+    return folder_name(site, cell.task, *chosen, item_shapes(spec, cell.image_size), spec.structures)
 
 
 def _changed(name: str) -> BenchError:
@@ -60,13 +55,14 @@ class Corpus:
     labels: NDArray[np.int64] | None = None  # (N,) grades
     pairs: Pixels | None = None  # (N, size, size, C): the second modality
     classes: int = 0  # grades there are
+    maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # side map -> (N, size, size) or with K last
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Progress | None = None) -> Corpus:
-    """The corpus of a cell, prepared where it is not yet."""
+    """The corpus of a cell with the side maps of its method, prepared where they are not yet."""
     spec = corpus_spec(cell.corpus, registry)
 
     def plan() -> Plan:
@@ -77,7 +73,8 @@ def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Pr
 
     arrays = prepared(corpus_folder(cell, site), plan, progress).arrays
     classes = len(spec.classes) if spec is not None and "labels" in arrays else 0
-    return Corpus(arrays["images"], arrays.get("labels"), arrays.get("pairs"), classes)
+    maps = side_maps(arrays["images"], cell, registry, site, progress)
+    return Corpus(arrays["images"], arrays.get("labels"), arrays.get("pairs"), classes, maps)
 
 
 def _corpus_items(

@@ -31,6 +31,7 @@ from bench.spec import (
     MethodSpec,
     MetricSpec,
     ProtocolSpec,
+    SideMapSpec,
     TaskSpec,
     suggest,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "protocol",
     "read_file",
     "scan",
+    "side_map",
     "symbol",
     "task",
 ]
@@ -122,6 +124,15 @@ def backbone(name: str, /, **declaration: Any) -> Callable[[T], T]:
     return _register("backbone", name)
 
 
+def side_map(name: str, /, **declaration: Any) -> Callable[[T], T]:
+    """Registers `f(image) -> map` as the side map `name`; the rest are fields of `SideMapSpec`, as literals.
+
+    image: (*S, C) of uint8, as prepared. map: (*S) or (*S, K) of finite numbers. A method that declares `maps=(name,)`
+    finds it, cut and turned with every view, in `batch.maps[name]`.
+    """
+    return _register("side_map", name)
+
+
 # ------------------------------------------------------------------------------------------------------------ registry
 
 
@@ -136,6 +147,7 @@ class Registry:
     protocols: dict[str, ProtocolSpec] = field(default_factory=dict)
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
     backbones: dict[str, BackboneSpec] = field(default_factory=dict)
+    side_maps: dict[str, SideMapSpec] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # file -> why
     plugins: list[str] = field(default_factory=list)  # files added by path
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)  # layout -> its methods; () where rows change more

@@ -27,11 +27,12 @@ from bench.spec import (
     MetricSpec,
     Origin,
     ProtocolSpec,
+    SideMapSpec,
     TaskSpec,
     suggest,
 )
 
-Spec = MethodSpec | DatasetSpec | TaskSpec | CorpusSpec | ProtocolSpec | MetricSpec | BackboneSpec
+Spec = MethodSpec | DatasetSpec | TaskSpec | CorpusSpec | ProtocolSpec | MetricSpec | BackboneSpec | SideMapSpec
 
 SPECS: dict[str, type[Any]] = {
     "method": MethodSpec,
@@ -41,6 +42,7 @@ SPECS: dict[str, type[Any]] = {
     "protocol": ProtocolSpec,
     "metric": MetricSpec,
     "backbone": BackboneSpec,
+    "side_map": SideMapSpec,
 }
 _SCALARS = ("bool", "int", "float", "str")
 _TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}

@@ -149,6 +149,22 @@ def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
     return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
 
 
+def _beside(values: Any, dims: int, rows: Sequence[int], device: torch.device) -> Tensor:
+    """Rows of a side map (N, *S) or (N, *S, K) of images with `dims` axes, N and C included: (B, K, *S)."""
+    taken = torch.from_numpy(data.take(values, rows)).to(device)
+    return (taken if taken.dim() == dims else taken[..., None]).movedim(-1, 1)
+
+
+def _by_name(built: Sequence[views.View], channels: Mapping[str, int]) -> dict[str, list[Tensor]]:
+    """The maps of every view (B, K, *S), parted by their names."""
+    found: dict[str, list[Tensor]] = {name: [] for name in channels}
+    for view in built if channels else ():
+        assert view.maps is not None
+        for name, values in zip(channels, view.maps.split(list(channels.values()), 1), strict=True):
+            found[name].append(values)
+    return found
+
+
 def make_batch(
     corpus: data.Corpus,
     cell: PretrainCell,
@@ -158,7 +174,7 @@ def make_batch(
     device: torch.device,
     multiple: int = 1,
 ) -> views.Batch:
-    """The views of one step, drawn from (seed, step) alone; labels and views of the second modality where known.
+    """The views of one step, drawn from (seed, step) alone; labels, maps, views of the second modality where known.
 
     Of several processes each makes its own rows of the one batch; `multiple` is the method's `batch_multiple`.
     """
@@ -166,15 +182,17 @@ def make_batch(
     whole = data.draw(len(corpus), cell.batch_size, step, cell.seed)
     rows = [whole[place] for place in places]
 
-    def made(images: Any, purpose: str) -> list[views.View]:
+    def made(images: Any, purpose: str, maps: Tensor | None = None) -> list[views.View]:
         generator = torch.Generator().manual_seed(derive(cell.seed, purpose, step))
         pixels, size = _pixels(images, rows, device), view_size(cell.image_size)
-        return views.build(pixels, declared, size, generator, views.ready, places, cell.batch_size)
+        return views.build(pixels, declared, size, generator, views.ready, places, cell.batch_size, maps)
 
-    built = made(corpus.images, "views")
+    maps = {name: _beside(values, corpus.images.ndim, rows, device) for name, values in corpus.maps.items()}
+    built = made(corpus.images, "views", torch.cat(list(maps.values()), 1) if maps else None)
     pairs = list[views.View]() if corpus.pairs is None else made(corpus.pairs, "pair views")
     labels = None if corpus.labels is None else torch.from_numpy(corpus.labels[rows]).to(device)
-    return views.Batch(built, torch.tensor(rows), step / cell.steps, stage, labels, pairs)
+    sides = _by_name(built, {name: values.shape[1] for name, values in maps.items()})
+    return views.Batch(built, torch.tensor(rows), step / cell.steps, stage, labels, pairs, maps=sides)
 
 
 class Sweep:

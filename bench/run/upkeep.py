@@ -255,6 +255,7 @@ def _caches(store: Store, states: Iterable[CellState], shelves: Registry) -> lis
     site, states = Site(store.runs, store.results, None), list(states)
     cells = [cell for state in states if (cell := cell_of(state))]
     strange = {cell.task for cell in cells if isinstance(cell, TransferCell) and cell.task not in shelves.tasks}
+    foreign = any(_pretrain_of(cell).method not in shelves.methods for cell in cells)  # their side maps are not known
     used = {folder for cell in cells for folder in _prepared_for(cell, shelves, site)}
     if not site.cache.is_dir():
         return []
@@ -264,17 +265,23 @@ def _caches(store: Store, states: Iterable[CellState], shelves: Registry) -> lis
         for path in stale
         if path not in used
         and not any(path.name.startswith(f"{task[-40:]}-") for task in strange)  # a plug-in's or a TOML file's
+        and not (foreign and path.name.startswith(data.MARK))
         and _old(path)
         and live_owner(site.cache / "claims" / path.name) is None
     ]
 
 
+def _pretrain_of(cell: Cell) -> PretrainCell:
+    return cell if isinstance(cell, PretrainCell) else cell.pretrain
+
+
 def _prepared_for(cell: Cell, shelves: Registry, site: Site) -> list[Path]:
     """Where the images of a cell, and of the pretraining it needs, are prepared."""
     found = []
-    pretrain = cell if isinstance(cell, PretrainCell) else cell.pretrain
+    pretrain = _pretrain_of(cell)
     if pretrain.trained:
         found.append(data.corpus_folder(pretrain, site))
+        found += data.map_folders(pretrain, shelves, site).values()
     if isinstance(cell, TransferCell) and cell.task in shelves.tasks:
         found.append(data.dataset_folder(cell, shelves, site))
     return found

@@ -183,6 +183,7 @@ class MethodSpec:
     min_batch: int = 1  # fewest images per step the method is defined for
     batch_multiple: int = 1  # images per step must be a multiple of this
     needs: str = ""  # what the corpus must offer beside images: "labels" (grades), "pairs" (a second modality)
+    maps: tuple[str, ...] = ()  # side maps of the corpus that come with every batch, by their registered names
     parallel: str = ""  # on several devices: "mean" over images, "gather" what is compared; "": not made for it
     note: str = ""  # footnote: how the method had to be reinterpreted
     fields: tuple[HParam, ...] = ()
@@ -337,6 +338,15 @@ class BackboneSpec:
     name: str
     dims: int  # of the images it takes
     title: str = ""
+    origin: Origin = Origin("", 0, "", "")
+
+
+@dataclass(frozen=True)
+class SideMapSpec:
+    """What is computed once of every image of a corpus, as declared."""
+
+    name: str
+    version: int  # raised when its values change
     origin: Origin = Origin("", 0, "", "")
 
 

@@ -162,6 +162,8 @@ class _Expansion:
         )
         if not spec.trains:
             return self._brought(untrained, line, task)
+        for name in spec.maps:
+            self.registry.get("side_map", name)  # a BenchError now, not in the middle of a run
         if not column.corpus:
             raise BenchError(f"the task {task.name} names no corpus to pretrain on; give one with --corpus")
         found = self.corpus(column.corpus)
