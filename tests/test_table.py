@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,13 @@ from bench.table.panel import MARKS
 GOLDEN = Path(__file__).parent / "golden" / "table"
 SUFFIXES = {"text": "txt", "md": "md", "csv": "csv", "latex": "tex", "json": "json"}
 SELECTION = "lowest validation loss (20 % of train)"
-SOURCES = {"method": {"alpha": "a1", "beta": "b1", "gamma": "g2"}, "task": {}}
+SOURCES: dict[str, dict[str, Any]] = {
+    "method": {
+        name: SimpleNamespace(name=name, version=1, origin=SimpleNamespace(does=does))
+        for name, does in {"alpha": "a1", "beta": "b1", "gamma": "g2"}.items()
+    },
+    "task": {},
+}
 FOOTNOTES = {"gamma": "read from the paper; its code & data are not public"}
 ORDER = ["scratch", "alpha", "beta", "gamma"]
 WHY = "graded needs image-level grades, which the corpus photos does not have"
@@ -326,6 +333,15 @@ def test_older_source_is_marked() -> None:
     made = table(records, current_sources=SOURCES)
     assert cells(made)["gamma", "veins"].stale and not cells(made)["alpha", "veins"].stale
     assert "50.00‡" in render(made, "md")
+
+
+@pytest.mark.parametrize(
+    ("source", "stale"),
+    [({"version": 1, "does": "a1"}, False), ({"version": 1, "does": "a0"}, True), ({"version": 2, "does": "a1"}, True)],
+)
+def test_a_source_is_its_version_and_what_it_does(source: dict[str, Any], stale: bool) -> None:
+    made = table(column("alpha", "veins", [0.5], sources={"method": source}), current_sources=SOURCES)
+    assert cells(made)["alpha", "veins"].stale == stale
 
 
 # ----------------------------------------------------------------------------------------------- real data, leaks, gaps

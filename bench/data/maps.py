@@ -33,7 +33,7 @@ def map_folders(cell: PretrainCell, registry: Registry, site: Site) -> dict[str,
         spec = registry.side_maps.get(name)
         if spec is not None:
             images = (cell.corpus_fingerprint, cell.image_size, cell.channels)
-            found[name] = folder_name(site, MARK + name, *images, name, spec.version, spec.origin.sha256)
+            found[name] = folder_name(site, MARK + name, *images, name, spec.version, spec.origin.does)
     return found
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.spec import BenchError, Origin, TaskSpec, digest, suggest
+from bench.spec import BenchError, Origin, TaskSpec, canonical_json, suggest
 from bench.spec.samples import FOLDER, Mask, MissingData, Sample, is_file
 
 DEFAULTS: dict[str, Any] = {
@@ -45,10 +45,10 @@ def read_task(path: Path) -> TaskSpec:
     values, sha256 = _values(path)
     listed = _split(path, values, _samples(path, values))
     name = values["name"]
-    chosen = digest({key: values[key] for key in SCIENTIFIC})  # its version: another choice makes another task
+    chosen = canonical_json({key: values[key] for key in SCIENTIFIC}).encode()
     return TaskSpec(
         name=name,
-        version=int(chosen[:8], 16),
+        version=int(hashlib.sha256(chosen).hexdigest()[:8], 16),  # another choice makes another task
         title=values["title"] or name,
         groups=(),
         section="",

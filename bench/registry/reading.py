@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +211,6 @@ def read_file(path: Path) -> list[Declared]:
     except (OSError, SyntaxError, ValueError) as error:
         raise BenchError(f"{path} cannot be read as Python ({error})") from None
     lines = source.decode(errors="replace").splitlines()
-    sha256 = hashlib.sha256(source).hexdigest()
     spelt, found = _Spelt(tree), list[Declared]()
     for node in tree.body:
         if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
@@ -220,7 +218,7 @@ def read_file(path: Path) -> list[Declared]:
         for call in node.decorator_list:
             if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in SPECS):
                 continue
-            origin = Origin(str(path), node.lineno, node.name, sha256)
+            origin = Origin(str(path), node.lineno, node.name, source)
             try:
                 found.append(_declared(call, tree, spelt, lines, origin))
             except (ValueError, TypeError, IndexError) as error:

@@ -114,9 +114,9 @@ def _device_name(device: str) -> str:
 def sources_of(cell: Cell, shelves: Registry) -> dict[str, str]:
     """The digests of the files a cell is made by."""
     method = cell.method if isinstance(cell, PretrainCell) else cell.pretrain.method
-    digests = {"method": shelves.get("method", method).origin.sha256}
+    digests = {"method": shelves.get("method", method).origin.does}
     if isinstance(cell, TransferCell):
-        digests["task"] = shelves.get("task", cell.task).origin.sha256
+        digests["task"] = shelves.get("task", cell.task).origin.does
     return digests
 
 

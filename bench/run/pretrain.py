@@ -227,7 +227,7 @@ class _Run:
         fabric: Fabric,
         registry: Registry | None = None,
     ) -> None:
-        self.cell, self.fabric, self.source = cell, fabric, spec.origin.sha256
+        self.cell, self.fabric, self.source = cell, fabric, spec.origin.does
         self.corpus = corpus if spec.needs == "pairs" else dataclasses.replace(corpus, pairs=None)
         self.multiple = spec.batch_multiple
         self.method = build_method(cell, spec, corpus, registry).to(fabric.device)

@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bench.spec.meaning import meaning
+
 SCHEMA = 2  # of the records that are written
 SCHEMAS = (1, SCHEMA)  # that are read: 1 has one metric, and its scores per case lie beside it
 LOOP_VERSION = 2  # raised when the meaning of the training loop or of a protocol changes; part of every key
@@ -160,7 +162,12 @@ class Origin:
     file: str
     line: int
     symbol: str
-    sha256: str  # of the file
+    source: bytes = field(default=b"", repr=False)  # the file as it was read; of a TOML file its scientific choices
+
+    @cached_property
+    def does(self) -> str:
+        """Digest of what the file does, whatever else is written in it; it is worked out when it is asked for."""
+        return meaning(self.source) if self.file.endswith(".py") else hashlib.sha256(self.source).hexdigest()
 
 
 LIBRARY, FILE = "library", "file"  # where the encoder of a method that does not train may come from
@@ -187,7 +194,7 @@ class MethodSpec:
     parallel: str = ""  # on several devices: "mean" over images, "gather" what is compared; "": not made for it
     note: str = ""  # footnote: how the method had to be reinterpreted
     fields: tuple[HParam, ...] = ()
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
     @property
     def defaults(self) -> dict[str, Value]:
@@ -230,7 +237,7 @@ class DatasetSpec:
     known_leaks: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     phantom: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 @dataclass(frozen=True)
@@ -253,7 +260,7 @@ class CorpusSpec:
     paired: bool = False  # every image comes with one of a second modality
     known_leaks: tuple[str, ...] = ()  # tasks that are known to share images with it
     phantom: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,7 @@ class TaskSpec:
     known_leaks: tuple[str, ...] = ()  # corpora that are known to share images with it
     stand_in: str = ""  # corpus that one pretrains on, and says so, where `corpus` is not under the data root
     phantom: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
     @property
     def headline(self) -> str:
@@ -311,7 +318,7 @@ class ProtocolSpec:
     order: int = 9  # among the protocols that serve a task which names none: the least is its default
     version: int = 1
     note: str = ""  # footnote
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 @dataclass(frozen=True)
@@ -328,7 +335,7 @@ class MetricSpec:
     pooled: bool = False  # one value of all cases, not one of each
     spaced: bool = False  # needs the size of a pixel: a case without it has none
     empty: str = ""  # what it does where the truth is empty
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 @dataclass(frozen=True)
@@ -338,7 +345,7 @@ class BackboneSpec:
     name: str
     dims: int  # of the images it takes
     title: str = ""
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 @dataclass(frozen=True)
@@ -347,7 +354,7 @@ class SideMapSpec:
 
     name: str
     version: int  # raised when its values change
-    origin: Origin = Origin("", 0, "", "")
+    origin: Origin = Origin("", 0, "")
 
 
 # -------------------------------------------------------------------------------------------------------------- recipe

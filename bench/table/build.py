@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bench.registry.sources import Declared, is_current
 from bench.spec import DONE, BenchError
 from bench.table import notes as words
 from bench.table.counts import count_parameters
@@ -42,7 +43,7 @@ class _Job:
 
     layout: Layout
     published: Layout | None
-    current_sources: Mapping[str, Mapping[str, str]]
+    current_sources: Mapping[str, Mapping[str, Declared]]
     footnotes: Mapping[str, str]
     unavailable: Mapping[tuple[str, str], str]
     gaps: list[Gap] = field(default_factory=list)
@@ -53,8 +54,9 @@ class _Job:
     def is_stale(self, record: Record) -> bool:
         made_by = record.get("sources") or {}
         return any(
-            kind in made_by and made_by[kind] != known.get(str(record[kind]), made_by[kind])
+            not is_current(kind, known[str(record[kind])], made_by[kind])
             for kind, known in self.current_sources.items()
+            if kind in made_by and str(record[kind]) in known
         )
 
 
@@ -63,15 +65,15 @@ def build(
     layout: Layout,
     *,
     published: Layout | None = None,
-    current_sources: Mapping[str, Mapping[str, str]] | None = None,
+    current_sources: Mapping[str, Mapping[str, Declared]] | None = None,
     notes: Mapping[str, str] | None = None,
     unavailable: Mapping[tuple[str, str], str] | None = None,
 ) -> Table:
     """The table of `records` that `layout` describes, one panel per condition.
 
-    `published` is the layout whose published numbers stand beside ours. `current_sources` holds the digests of today's
-    source, {"method": {name: digest}, "task": {...}}: numbers of another source are marked. `notes` holds a footnote
-    per method, `unavailable` why a method cannot be had on a task, by (method, task). BenchError where one task comes
+    `published` is the layout whose published numbers stand beside ours. `current_sources` holds the declarations of
+    today, {"method": {name: spec}, "task": {...}}: numbers of another source are marked. `notes` holds a footnote per
+    method, `unavailable` why a method cannot be had on a task, by (method, task). BenchError where one task comes
     with two metrics.
     """
     if layout.counted:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.cli.show.terminal import columns, facts, say
 from bench.registry import Registry, Spec
-from bench.spec import BACKBONES, BenchError, suggest
+from bench.spec import BACKBONES, BenchError, Origin, suggest
 
 
 def method_rows(registry: Registry) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ def plugin(kind: str, spec: Spec) -> None:
     values = declaration(spec)
     fields = values.pop("fields", [])
     where = f"{values.pop('file')}:{values.pop('line')}"
-    values.pop("sha256")
+    values.pop("does")
     named = [(_words(name), _flat(value)) for name, value in values.items() if name != "name"]
     facts([(kind, spec.name), *named, ("file", where)])
     if fields:
@@ -219,7 +219,7 @@ def plugin(kind: str, spec: Spec) -> None:
 
 
 def declaration(spec: Spec) -> dict[str, Any]:
-    """A declaration as plain data, its origin flattened to `file`, `line` and `sha256`."""
-    values = dataclasses.asdict(spec)
-    origin = values.pop("origin")
-    return values | {"file": origin["file"], "line": origin["line"], "sha256": origin["sha256"]}
+    """A declaration as plain data, its origin flattened to `file`, `line` and the digest `does`."""
+    values = dataclasses.asdict(dataclasses.replace(spec, origin=Origin("", 0, "")))
+    del values["origin"]
+    return values | {"file": spec.origin.file, "line": spec.origin.line, "does": spec.origin.does}

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bench import data
 from bench.data.leaks import Tick, silent
 from bench.data.store import LOG
 from bench.registry import Registry
+from bench.registry.sources import is_current, source_of
 from bench.run.grid.audit import Audits
 from bench.run.grid.request import Request, check_backbone, check_request, checked_fractions
 from bench.spec import (
@@ -49,13 +51,22 @@ class Grid:
     unavailable: Mapping[tuple[str, str], str]  # (method, task) -> what the corpus lacks that the method needs
     methods: tuple[str, ...]  # in table order
     tasks: tuple[str, ...]
-    digests: Mapping[tuple[str, str], str]  # (kind, name) -> SHA-256 of the file that declares it
+    specs: Mapping[tuple[str, str], MethodSpec | TaskSpec]  # (kind, name) -> its declaration
 
-    def sources(self, cell: Cell) -> dict[str, str]:
-        """The digests a record of `cell` would carry if it were made now."""
+    def made_by(self, cell: Cell) -> dict[str, MethodSpec | TaskSpec]:
+        """The plug-ins whose source makes a cell."""
         if isinstance(cell, PretrainCell):
-            return {"method": self.digests["method", cell.method]}
-        return {"method": self.digests["method", cell.pretrain.method], "task": self.digests["task", cell.task]}
+            return {"method": self.specs["method", cell.method]}
+        return {"method": self.specs["method", cell.pretrain.method], "task": self.specs["task", cell.task]}
+
+    def sources(self, cell: Cell) -> dict[str, Any]:
+        """What a record of `cell` would say of its sources if it were made now."""
+        return {kind: source_of(spec) for kind, spec in self.made_by(cell).items()}
+
+    def is_current(self, cell: Cell, sources: Mapping[str, Any] | None) -> bool:
+        """Whether a cell whose record or state says `sources` was made by the present ones."""
+        given = sources or {}
+        return all(kind in given and is_current(kind, spec, given[kind]) for kind, spec in self.made_by(cell).items())
 
     @cached_property
     def children(self) -> dict[str, list[TransferCell]]:
@@ -342,8 +353,8 @@ class _Expansion:
         held = {cell.pretrain.method for cell in transfers}
         methods = {line.spec.name: line.spec for line in lines if line.asked or line.spec.name in held}
         tasks = {column.task.name: column.task for column in columns}
-        digests = {("method", name): spec.origin.sha256 for name, spec in methods.items()}
-        digests |= {("task", name): task.origin.sha256 for name, task in tasks.items()}
+        specs: dict[tuple[str, str], MethodSpec | TaskSpec] = {("method", name): methods[name] for name in methods}
+        specs |= {("task", name): tasks[name] for name in tasks}
         return Grid(
             pretrainings=tuple(cell for cell in pretrainings if cell.trained),
             transfers=tuple(transfers),
@@ -351,7 +362,7 @@ class _Expansion:
             unavailable=self.unavailable,
             methods=tuple(methods),
             tasks=tuple(tasks),
-            digests=digests,
+            specs=specs,
         )
 
 

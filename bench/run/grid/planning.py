@@ -101,14 +101,14 @@ def _unfinished(store: Store, cell: Cell, ended: Mapping[str, Any] | None) -> tu
 def _plan_transfer(grid: Grid, store: Store, cell: TransferCell, estimates: _Estimates) -> PlanRow:
     record = store.read(cell.key)
     if record is not None and settled(record):
-        return _settled_row(cell, DONE, record.get("sources") == grid.sources(cell))
+        return _settled_row(cell, DONE, grid.is_current(cell, record.get("sources")))
     return PlanRow(cell, *_unfinished(store, cell, record), *estimates.of(cell))
 
 
 def _plan_pretraining(grid: Grid, store: Store, cell: PretrainCell, estimates: _Estimates, needed: bool) -> PlanRow:
     state = store.pretrained(cell)
     if state is not None:
-        return _settled_row(cell, "cached", state.get("sources") == grid.sources(cell))
+        return _settled_row(cell, "cached", grid.is_current(cell, state.get("sources")))
     if not needed:
         return PlanRow(cell, "not needed", "all its transfers are done", 0.0, 0.0)
     return PlanRow(cell, *_unfinished(store, cell, store.state(cell)), *estimates.of(cell))
