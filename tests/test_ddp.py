@@ -36,6 +36,7 @@ SHARED = [name for name, spec in SHELVES.methods.items() if spec.parallel]
 NOT_SHARED = [name for name, spec in SHELVES.methods.items() if spec.trains and not spec.parallel]
 STEPS = 5
 BATCH = 4
+Learnt = tuple[list[dict[str, float]], dict[str, Tensor]]  # losses of each step, and the method's state at the end
 SMALL = {  # hyper-parameters that only cost time here
     **{"queue_size": 12, "negatives": 12, "projection": 16, "local_projection": 16, "hidden": 16, "bottleneck": 8},
     **{"outputs": 16, "expansion": 1, "small_crops": 2, "grid": 4},
@@ -58,7 +59,7 @@ def together(work: Any, arguments: Any, pair: Site) -> Any:
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
-def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> Learnt:
     """The losses of the first steps of a method and its state, all in double precision.
 
     In single precision rounding alone parts two runs: Adam turns the sign of a gradient that is all rounding (that of a
@@ -86,11 +87,32 @@ def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> tuple[list[dict
     return losses, run.method.state_dict()
 
 
+def steps_of_each(fabric: Any, arguments: tuple[list[str], Site]) -> dict[str, Learnt]:
+    methods, site = arguments
+    found = {}
+    for method in methods:
+        try:
+            found[method] = steps_in_double(fabric, (method, site))
+        except Exception as error:
+            error.add_note(f"this was {method}")
+            raise
+    return found
+
+
+@pytest.fixture(scope="module")
+def learnt_by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learnt]:
+    """What two processes, which are started once, learn with every method."""
+    folder = tmp_path_factory.mktemp("pair")
+    pair = Site(folder / "runs", folder / "results", data=None, ranks=2)
+    learnt: dict[str, Learnt] = together(steps_of_each, (SHARED, pair), pair)
+    return learnt
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
-def test_two_processes_learn_what_one_learns(method: str, site: Site, pair: Site) -> None:
+def test_two_processes_learn_what_one_learns(method: str, site: Site, learnt_by_two: dict[str, Learnt]) -> None:
     alone, state = steps_in_double(pretrain.set_up(site), (method, site))
-    shared, other = together(steps_in_double, (method, pair), pair)
+    shared, other = learnt_by_two[method]
     for one, two in zip(alone, shared, strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-7)
     assert list(state) == list(other)

@@ -1,4 +1,4 @@
-"""Runs killed at the worst moments, and two runs at once: the command line as a user has it, in processes of its own."""
+"""Runs killed at the worst moments, and two at once: the command line as a user has it, in processes of its own."""
 
 from __future__ import annotations
 
