@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from bench.run.cell import INTERRUPTED, child_main, run_cell
 from bench.run.executor import LocalExecutor
 from bench.run.ranks import Team
 from bench.spec import BenchError, CellError, CellInterrupted, PretrainCell, Site, cell_to_dict, site_to_dict
-from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
+from tests.conftest import pretrain_cell, textured_corpus, transfer_cell, write_images
 from tests.test_launch import eventually
 
 SHELVES = registry.scan()
@@ -144,25 +144,22 @@ def normalised(fabric: Any, arguments: tuple[nn.Module, Tensor, Tensor]) -> tupl
     return parallel.gather(out.detach()), parallel.gather(own.grad), *affine, *statistics
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 3, 2)])
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_batch_statistics_are_those_of_the_whole_batch(
-    shape: tuple[int, ...], momentum: float | None, site: Site, pair: Site
-) -> None:
-    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
-    torch.manual_seed(3)
-    values, weights = torch.randn(shape, dtype=torch.float64) + 100, torch.randn(shape, dtype=torch.float64)
+def each_normalised(fabric: Any, arguments: list[tuple[nn.Module, Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
+    return [normalised(fabric, given) for given in arguments]
 
-    def fresh() -> nn.Module:
-        norm = kind(5, momentum=momentum).double()
+
+def test_batch_statistics_are_those_of_the_whole_batch(pair: Site) -> None:
+    def asked(shape: tuple[int, ...], momentum: float | None) -> tuple[nn.Module, Tensor, Tensor]:
+        norm = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(5, momentum=momentum).double()
         with torch.no_grad():
             norm.weight.copy_(torch.linspace(0.5, 2, 5))
-        return norm
+        return norm, torch.randn(shape, dtype=torch.float64) + 100, torch.randn(shape, dtype=torch.float64)
 
-    alone = normalised(None, (fresh(), values, weights))
-    shared = together(normalised, (fresh(), values, weights), pair)
-    assert len(alone) == len(shared) == 7
-    for one, two in zip(alone, shared, strict=True):
+    torch.manual_seed(3)
+    arguments = [asked(shape, momentum) for shape in ((6, 5), (4, 5, 3, 2)) for momentum in (0.1, None)]
+    alone, shared = each_normalised(None, arguments), together(each_normalised, arguments, pair)
+    assert [len(item) for item in shared] == [7] * 4
+    for one, two in zip(itertools.chain(*alone), itertools.chain(*shared), strict=True):
         torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
 
 
@@ -200,9 +197,8 @@ def test_gathered_rows_get_the_gradients_of_all_ranks(site: Site, pair: Site) ->
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory: pytest.TempPathFactory) -> PretrainCell:
     """A cell that `run_cell` can run, on a folder of few images."""
-    folder = tmp_path_factory.mktemp("images")
-    for number, image in enumerate(textured_images(6, 64, 3)):
-        cv2.imwrite(str(folder / f"{number}.png"), image)
+    folder = tmp_path_factory.mktemp("home") / "images"
+    write_images(folder, 6, 64)
     asked = {"methods": "mocov2", "tasks": "chase", "budget": "smoke", "steps": 4, "batch_size": 4}
     return grid.expand(grid.Request(**asked, corpus=f"folder:{folder}"), SHELVES).pretrainings[0]
 

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 
-from tests.conftest import textured_images
+from tests.conftest import write_images
 
 HOME = Path(__file__).resolve().parent.parent
 WORDS = (
@@ -244,9 +243,7 @@ class Undisturbed:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all runs have their folders, beside the images that they pretrain on."""
     folder = tmp_path_factory.mktemp("home")
-    (folder / "pool").mkdir()
-    for number, image in enumerate(textured_images(24, 64, 3)):
-        cv2.imwrite(str(folder / "pool" / f"{number:02}.png"), image)
+    write_images(folder / "pool", 24, 64)
     return folder
 
 
