@@ -216,12 +216,12 @@ class _Canvas:
         self.affine = self.affine @ matrix
 
 
-def sample(images: Tensor, affine: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+def sample(images: Tensor, affine: Tensor, size: tuple[int, ...], mode: str = "bilinear") -> Tensor:
     """Images (B, C, H, W) read through (B, 2, 3) maps from the new frame to theirs, zero outside: (B, C, *size)."""
     return F.grid_sample(images, _grid(affine.to(images), size), mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def _grid(affine: Tensor, size: tuple[int, int]) -> Tensor:
+def _grid(affine: Tensor, size: tuple[int, ...]) -> Tensor:
     """What F.affine_grid gives, (B, H, W, 2), built from a row and a column: an eighth of its time."""
     down, across = ((2 * torch.arange(side, device=affine.device) + 1) / side - 1 for side in size)
     grid = affine.new_empty(len(affine), *size, 2)

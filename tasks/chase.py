@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, folder_of
+from bench.data import Mask, Sample, folder_of
 from bench.registry import task
 
 CHILDREN = 14
@@ -18,14 +18,12 @@ TRAIN_CHILDREN = 10
 @task(
     "chase",
     version=1,
-    kind="segmentation",
     title="CHASE",
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="CC BY 4.0",
     citation="Fraz et al., IEEE Trans. Biomed. Eng. 59(9):2538-2548, 2012",
     source="https://researchdata.kingston.ac.uk/96",
@@ -66,7 +64,7 @@ def load(root: Path, split: str) -> list[Sample]:
         Sample(
             f"Image_{number:02}{side}",
             base / f"Image_{number:02}{side}.jpg",
-            (base / f"Image_{number:02}{side}_1stHO.png",),
+            Mask(base / f"Image_{number:02}{side}_1stHO.png"),
             f"{number:02}",
         )
         for number in numbers

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.data import Sample, first_of, folder_of
+from bench.data import Mask, Sample, first_of, folder_of
 from bench.registry import task
 
 # fmt: off
@@ -34,13 +34,11 @@ CAMERA = {
 }
 SHARED: dict[str, Any] = {
     "version": 1,
-    "kind": "segmentation",
     "groups": ("fundus_all",),
     "section": "Optic disc and cup",
     "corpus": "kaggle_dr",
     "stand_in": "idrid_grading",
     "channels": 3,
-    "metric": "dsc",
     "licence": "free for research with citation, no open licence",
     "citation": "Sivaswamy et al., IEEE ISBI 2014:53-56",
     "source": "https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php",
@@ -96,7 +94,7 @@ def _samples(root: Path, split: str, target: str) -> list[Sample]:
         Sample(
             name,
             first_of(*(folder / "Images" / kind / f"{name}.png" for kind in (".", "GLAUCOMA", "NORMAL"))),
-            (truth / name / "SoftMap" / f"{name}_{target}segSoftmap.png",),
+            Mask(truth / name / "SoftMap" / f"{name}_{target}segSoftmap.png"),
             name,
         )
         for name in names

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, folder_of
+from bench.data import Mask, Sample, folder_of
 from bench.registry import task
 
 
 @task(
     "drive",
     version=1,
-    kind="segmentation",
     title="DRIVE",
     groups=("open",),
     section="Retinal vessel",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="research use, on request, no redistribution",
     citation="Staal et al., IEEE Trans. Med. Imaging 23(4):501-509, 2004",
     source="https://drive.grand-challenge.org",
@@ -69,7 +67,7 @@ def load(root: Path, split: str) -> list[Sample]:
         Sample(
             f"{number:02}_{kind}",
             folder / "images" / f"{number:02}_{kind}.tif",
-            (folder / "1st_manual" / f"{number:02}_manual1.gif",),
+            Mask(folder / "1st_manual" / f"{number:02}_manual1.gif"),
             f"{number:02}",
         )
         for number in numbers

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample
+from bench.data import Mask, Sample
 from bench.registry import corpus, task
 
 # One line per patient: identifier, then its films that have a mask (`data.csv` and the masks' names).
@@ -66,13 +66,11 @@ TRAIN_PATIENTS = 28
 @task(
     "hannover_lung",
     version=1,
-    kind="segmentation",
     title="Lung (Hannover)",
     groups=("open",),
     section="Anatomical structures",
     corpus="hannover",
     channels=1,
-    metric="dsc",
     licence="films CC BY 3.0, masks CC BY 4.0",
     citation="Winther et al., figshare 12275009, 2020; V7 Labs, COVID-19 X-ray dataset, 2020",
     source=(
@@ -114,7 +112,7 @@ def load_lung(root: Path, split: str) -> list[Sample]:
     """png/00870a9c.png with lung_masks/00870a9c.png."""
     patients = {"train": list(PATIENTS)[:TRAIN_PATIENTS], "test": list(PATIENTS)[TRAIN_PATIENTS:]}[split]
     return [
-        Sample(film, root / "png" / f"{film}.png", (root / "lung_masks" / f"{film}.png",), patient)
+        Sample(film, root / "png" / f"{film}.png", Mask(root / "lung_masks" / f"{film}.png"), patient)
         for patient in patients
         for film in PATIENTS[patient]
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, first_of
+from bench.data import Mask, Sample, first_of
 from bench.registry import task
 
 EYES = [f"{number:02}_{kind}" for number in range(1, 16) for kind in ("dr", "g", "h")]
@@ -20,14 +20,12 @@ TEST = EYES[25:]
 @task(
     "hrf",
     version=1,
-    kind="segmentation",
     title="HRF",
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="CC BY 4.0",
     citation="Budai et al., Int. J. Biomed. Imaging 2013:154860, 2013",
     source="https://www5.cs.fau.de/research/data/fundus-images",
@@ -69,7 +67,7 @@ def load(root: Path, split: str) -> list[Sample]:
         Sample(
             name,
             first_of(root / "images" / f"{name}.jpg", root / "images" / f"{name}.JPG"),
-            (root / "manual1" / f"{name}.tif",),
+            Mask(root / "manual1" / f"{name}.tif"),
             name,
         )
         for name in {"train": TRAIN, "test": TEST}[split]

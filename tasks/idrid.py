@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, folder_of
+from bench.data import Mask, Sample, folder_of
 from bench.registry import task
 
 TRAIN = (18, 36, *(number for number in range(1, 55) if number not in (18, 36)))
@@ -18,14 +18,12 @@ TEST = tuple(range(55, 82))
 @task(
     "idrid_od",
     version=1,
-    kind="segmentation",
     title="ID(OD)",
     groups=("fundus_all",),
     section="Optic disc and cup",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="CC BY 4.0",
     citation="Porwal et al., Data 3(3):25, 2018",
     source="https://doi.org/10.21227/H25W98",
@@ -72,14 +70,12 @@ def load_disc(root: Path, split: str) -> list[Sample]:
 @task(
     "idrid_he",
     version=1,
-    kind="segmentation",
     title="ID(HE)",
     groups=("fundus_all",),
     section="Lesions",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="CC BY 4.0",
     citation="Porwal et al., Data 3(3):25, 2018",
     source="https://doi.org/10.21227/H25W98",
@@ -133,7 +129,7 @@ def _samples(root: Path, split: str, target: str, code: str) -> list[Sample]:
         Sample(
             f"IDRiD_{number:02}",
             images / f"IDRiD_{number:02}.jpg",
-            (masks / f"IDRiD_{number:02}_{code}.tif",),
+            Mask(masks / f"IDRiD_{number:02}_{code}.tif"),
             f"IDRiD_{number:02}",
         )
         for number in numbers

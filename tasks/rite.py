@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, folder_of
+from bench.data import Mask, Sample, folder_of
 from bench.registry import task
 
 
 @task(
     "rite",
     version=1,
-    kind="segmentation",
     title="RITE",
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="research use, on request, no redistribution",
     citation="Hu et al., MICCAI 2013, LNCS 8150:436-443; Staal et al., IEEE Trans. Med. Imaging 23(4):501-509, 2004",
     source="https://medicine.uiowa.edu/eye/rite-dataset",
@@ -67,7 +65,7 @@ def load(root: Path, split: str) -> list[Sample]:
         Sample(
             f"{number:02}_{kind}",
             folder / "images" / f"{number:02}_{kind}.tif",
-            (folder / "vessel" / f"{number:02}_{kind}.png",),
+            Mask(folder / "vessel" / f"{number:02}_{kind}.png"),
             f"{number:02}",
         )
         for number in numbers

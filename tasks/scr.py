@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.data import Sample, first_of
+from bench.data import Mask, Sample, first_of
 from bench.registry import task
 
 LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has only after the 145th
@@ -31,13 +31,11 @@ CAMERA = {
 }
 SHARED: dict[str, Any] = {
     "version": 1,
-    "kind": "segmentation",
     "groups": ("cxr_all",),
     "section": "Anatomical structures",
     "corpus": "chestxray8",
     "stand_in": "hannover",
     "channels": 1,
-    "metric": "dsc",
     "licence": "research and education only, no redistribution, no commercial use",
     "citation": (
         "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
@@ -120,7 +118,7 @@ def _samples(root: Path, split: str, targets: tuple[str, ...]) -> list[Sample]:
         Sample(
             name,
             first_of(*(films_in / f"{name}{end}" for films_in in films for end in SPELLINGS)),
-            tuple(first_of(*(truth / target / f"{name}.gif" for truth in truths)) for target in targets),
+            Mask(tuple(first_of(*(truth / target / f"{name}.gif" for truth in truths)) for target in targets)),
             name,
         )
         for name in _names(split)

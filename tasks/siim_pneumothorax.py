@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import MissingData, RunLength, Sample, first_of, folder_of, read_table
+from bench.data import Mask, MissingData, RunLength, Sample, first_of, folder_of, read_table
 from bench.registry import task
 
 ORDER = Path(__file__).with_name("splits") / "siim_pneumothorax.txt"
@@ -21,14 +21,12 @@ SIDE = 1024  # px, of every film
 @task(
     "siim_pneumothorax",
     version=1,
-    kind="segmentation",
     title="Pne",
     groups=("cxr_all",),
     section="Lesions",
     corpus="chestxray8",
     stand_in="hannover",
     channels=1,
-    metric="dsc",
     licence="competition rules: research use, no redistribution",
     citation="Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
     source="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",
@@ -73,7 +71,7 @@ def load(root: Path, split: str) -> list[Sample]:
     there = {path.stem: path for path in films.glob("**/*.dcm")}
     names = _order(rows)
     return [
-        Sample(name, there.get(name, films / f"{name}.dcm"), (RunLength(tuple(rows[name]), SIDE, SIDE),))
+        Sample(name, there.get(name, films / f"{name}.dcm"), Mask(RunLength(tuple(rows[name]), SIDE, SIDE)))
         for name in {"train": names[:TRAIN], "test": names[TRAIN:]}[split]
     ]
 

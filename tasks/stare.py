@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Sample, first_of
+from bench.data import Mask, Sample, first_of
 from bench.registry import task
 
 TRAIN = (1, 2, 3, 4, 5, 44, 77, 81, 82, 139)
@@ -18,14 +18,12 @@ TEST = (162, 163, 235, 236, 239, 240, 255, 291, 319, 324)
 @task(
     "stare",
     version=1,
-    kind="segmentation",
     title="STARE",
     groups=("fundus_all",),
     section="Retinal vessel",
     corpus="kaggle_dr",
     stand_in="idrid_grading",
     channels=3,
-    metric="dsc",
     licence="publicly available, no licence stated",
     citation="Hoover et al., IEEE Trans. Med. Imaging 19(3):203-210, 2000",
     source="https://cecas.clemson.edu/~ahoover/stare",
@@ -66,7 +64,7 @@ def load(root: Path, split: str) -> list[Sample]:
         Sample(
             f"im{number:04}",
             _plain_or_packed(root / "stare-images" / f"im{number:04}.ppm"),
-            (_plain_or_packed(root / "labels-ah" / f"im{number:04}.ah.ppm"),),
+            Mask(_plain_or_packed(root / "labels-ah" / f"im{number:04}.ah.ppm")),
             f"im{number:04}",
         )
         for number in {"train": TRAIN, "test": TEST}[split]

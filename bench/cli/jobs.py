@@ -117,7 +117,7 @@ def retry(
 
     if cells and (failed or blocked):
         raise BenchError("name cells or give --failed or --blocked, not both")
-    check_request(Request(data=data, jobs=jobs, device=device))
+    check_request(Request(data=data, jobs=jobs, device=device), registry.scan())
     began, store = time.monotonic(), _store(runs, results)
     with collected_warnings() as early:
         states = store.overview()

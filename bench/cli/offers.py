@@ -12,9 +12,9 @@ from bench.cli import show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Data, Json, Results, Runs, data_from_environment
 from bench.cli.speak import warn
-from bench.spec import BenchError, MethodSpec, suggest
+from bench.spec import BenchError, CorpusSpec, TaskSpec, suggest
 
-KINDS = ("methods", "tasks", "groups", "corpora", "backbones", "tables")
+KINDS = ("methods", "tasks", "groups", "datasets", "corpora", "protocols", "metrics", "backbones", "tables")
 
 
 @app.command("list")
@@ -22,7 +22,7 @@ def list_(
     kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", metavar="KIND")],
     json: Json = False,
 ) -> int:
-    """List methods, tasks, corpora, backbones or tables."""
+    """List what there is of a kind."""
     if kind not in KINDS:
         raise BenchError(f"`bench list` knows {', '.join(KINDS)}, not {kind!r}{suggest(kind, KINDS)}")
     found = registry.scan()
@@ -33,14 +33,14 @@ def list_(
         show.rows(rows)
     else:
         show.say(f"there are no {kind}")
-    for why in found.broken.values() if kind in ("methods", "tasks", "groups", "corpora") else ():
+    for why in found.broken.values() if kind != "tables" else ():
         warn(f"a plug-in file cannot be used: {why}")
     return 0
 
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A method, task or corpus.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="A method, task, corpus or another plug-in.", metavar="NAME")],
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", help="Draw a task's or corpus's images and masks into this PNG.", metavar="FILE"),
@@ -48,13 +48,13 @@ def show_(
     data: Data = None,
     json: Json = False,
 ) -> int:
-    """Show one method, task or corpus in full, or its images as a picture."""
+    """Show one plug-in in full, or the images of a task or corpus as a picture."""
     kind, spec = show.find_plugin(name, registry.scan())
     if sheet is not None:
         from bench.cli import sheet as sheets
 
-        if isinstance(spec, MethodSpec):
-            raise BenchError(f"{name} is a method and has no images; --sheet draws a task or a corpus")
+        if not isinstance(spec, (TaskSpec, CorpusSpec)):
+            raise BenchError(f"{name} is a {kind} and has no images; --sheet draws a task or a corpus")
         sheets.write(name, spec, data or data_from_environment(), sheet)
         show.say(f"{sheet} written")
     elif json:

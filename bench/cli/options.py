@@ -35,9 +35,12 @@ REQUEST: dict[str, Any] = {
     ),
     "seeds": option(Whole, "--seeds", "Repetitions.", WHAT, "1", "N"),
     "backbone": option(Text, "--backbone", "See `bench list backbones`.", WHAT, "tiny_vgg16", "NAME"),
-    "protocol": option(Text, "--protocol", "How encoders are judged: finetune or linear.", WHAT, "finetune", "NAME"),
+    "protocol": option(
+        Text, "--protocol", "How encoders are judged; see `bench list protocols`.", WHAT, "the task's own", "NAME"
+    ),
     "corpus": option(Text, "--corpus", "Images to pretrain on: NAME or folder:PATH.", WHAT, "the task's own", "NAME"),
     "label_fraction": option(Text, "--label-fraction", "Shares of the labels to use.", WHAT, "1", "F,F"),
+    "folds": option(Text, "--folds", "Folds of tasks that have them.", WHAT, "all", "N,N"),
     "set": option(
         list[str] | None, "--set", "A hyper-parameter: METHOD.FIELD=VALUE (repeatable).", WHAT, metavar="SET"
     ),
@@ -103,12 +106,14 @@ def requesting(command: Callable[..., int]) -> Callable[..., int]:
 
 def request_of(asked: dict[str, Any]) -> Request:
     """The request of a command line: what was given, on top of the profile, on top of BENCH_DATA."""
-    from bench.run.grid import Request, load_profile, parse_fractions
+    from bench.run.grid import Request, load_profile, parse_folds, parse_fractions
 
     given = dict(asked)
     profile = given.pop("profile", None)
     if "label_fraction" in given:
         given["label_fractions"] = parse_fractions(given.pop("label_fraction"))
+    if "folds" in given:
+        given["folds"] = parse_folds(given["folds"])
     if "set" in given:
         given["set"] = tuple(given["set"])
     merged = {"data": data_from_environment()} | (load_profile(profile) if profile else {}) | given

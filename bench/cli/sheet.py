@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import data
-from bench.data import phantoms
 from bench.data.files import own_root
 from bench.data.store import write_bytes
-from bench.spec import BenchError, CorpusSpec, TaskSpec, derive
+from bench.spec import BenchError, CorpusSpec, TaskSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,17 +76,22 @@ def _task_panels(spec: TaskSpec, data_root: Path | None) -> tuple[list[Panel], s
     if _is_phantom(spec, data_root):
         make, total = data.phantom_maker(spec, size), spec.train + spec.test
         made = [(index, make(index)) for index in _spread(total, count)]
-        return [
-            Panel([item["images"]] * 2, item["masks"], f"phantom {index}") for index, item in made
-        ], f"{total:,} images"
+        return [_panel(item, spec, size, f"phantom {index}") for index, item in made], f"{total:,} images"
     parts = data.samples(spec, data_root, allow_partial=True)
     listed = [(part, sample) for part, samples in parts.items() for sample in samples]
     panels = []
     for part, sample in (listed[index] for index in _spread(len(listed), count)):
-        image, mask = data.prepare_sample(sample, spec, size)
-        panels.append(Panel([image, image], mask, f"{sample.name} ({part})"))
+        panels.append(_panel(data.prepare_sample(sample, spec, size), spec, size, f"{sample.name} ({part})"))
     whole = spec.train + spec.test
     return panels, f"{len(listed)} images" + (f"; incomplete: the dataset has {whole}" if len(listed) < whole else "")
+
+
+def _panel(item: Mapping[str, Any], spec: TaskSpec, size: int, label: str) -> Panel:
+    """A prepared case, and beside it the same with its truth; of a volume the middle slice."""
+    image, marks = item["images"], data.KINDS[spec.truth].marks(item, size)
+    while marks.ndim > 2:
+        image, marks = image[len(image) // 2], marks[len(marks) // 2]
+    return Panel([image, image], marks, label)
 
 
 def _corpus_panels(name: str, spec: CorpusSpec | None, data_root: Path | None) -> tuple[list[Panel], str]:
@@ -107,11 +111,9 @@ def _corpus_panels(name: str, spec: CorpusSpec | None, data_root: Path | None) -
 
 
 def _phantom_panels(spec: CorpusSpec, count: int) -> list[Panel]:
-    about = spec.phantom
-    cameras, panels = about["cameras"], []
+    about, panels = spec.phantom, []
     for index in _spread(about["images"], count // 2 if about.get("pairs") else count):
-        camera = cameras[index % len(cameras)]
-        made = phantoms.render(about["modality"], derive(0, "corpus", spec.name, index), TILE, camera)
+        made = data.phantom_image(spec, index, TILE)
         pair = [made.pair] if about.get("pairs") and made.pair is not None else []
         grade = f" ({spec.classes[made.grade]})" if about.get("grades") and made.grade is not None else ""
         panels.append(Panel([made.image, *pair], None, f"phantom {index}{grade}"))

@@ -35,13 +35,15 @@ from bench.data.opened import (
     phantom_maker,
     split_train,
 )
-from bench.data.prepare import faint, fit, fov_box, is_faint, mask_factor, prepare_image, prepare_sample
+from bench.data.prepare import fov_box, item_shapes, prepare_image, prepare_phantom, prepare_sample
 from bench.data.refs import corpus_content, corpus_ref, dataset_ref
-from bench.spec.samples import FOLDER, CorpusImage, MissingData, NoImages, RunLength, Sample
+from bench.data.truths import KINDS, Frame, faint, fit, is_faint, mask_factor
+from bench.spec.samples import FOLDER, CorpusImage, Grade, Mask, MissingData, NoImages, Points, RunLength, Sample
 
 __all__ = [
     "FOLDER",
     "IMAGE_SUFFIXES",
+    "KINDS",
     "PREPARATION",
     "Corpus",
     "CorpusImage",
@@ -49,9 +51,13 @@ __all__ = [
     "Dataset",
     "DatasetRef",
     "Digests",
+    "Frame",
+    "Grade",
     "Inventory",
+    "Mask",
     "MissingData",
     "NoImages",
+    "Points",
     "RunLength",
     "Sample",
     "corpus_content",
@@ -72,6 +78,7 @@ __all__ = [
     "in_threads",
     "inventory",
     "is_faint",
+    "item_shapes",
     "list_images",
     "mask_factor",
     "open_corpus",
@@ -79,6 +86,7 @@ __all__ = [
     "phantom_image",
     "phantom_maker",
     "prepare_image",
+    "prepare_phantom",
     "prepare_sample",
     "prepared",
     "read_grades",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import registry
 from bench.data import phantoms, store
 from bench.data.cache import in_threads
-from bench.spec import BenchError, digest, file_digest
+from bench.data.phantoms import Phantom
+from bench.spec import BenchError, CorpusSpec, TaskSpec, derive, digest, file_digest
 from bench.spec.samples import MissingData
 
 
@@ -45,10 +47,29 @@ class Digests:
             store.write_json(self._file, self._known)
 
 
-def phantom_fingerprint(declaration: Mapping[str, Any], *about: object) -> str:
+def phantom_fingerprint(spec: TaskSpec | CorpusSpec, *about: object) -> str:
     """What a phantom corpus or dataset is recognised by: its declaration and its generator's version."""
-    modality = declaration.get("modality")
-    if modality not in phantoms.VERSIONS:
-        raise BenchError(f"there is no phantom of modality {modality!r}; there are: {', '.join(phantoms.VERSIONS)}")
-    version = phantoms.VERSIONS[modality]
-    return digest(["phantom", version, json.loads(json.dumps(dict(declaration))), *about])
+    version = phantoms.VERSIONS.get(spec.phantom.get("modality", ""))
+    if version is None:
+        _own_generator(spec)
+    plain = json.loads(json.dumps(dict(spec.phantom)))
+    return digest(["phantom", ["own", spec.version] if version is None else version, plain, *about])
+
+
+def drawn(spec: TaskSpec | CorpusSpec, index: int, size: int, camera: Mapping[str, Any], *purpose: str) -> Phantom:
+    """The phantom number `index` of a corpus or dataset: of one of our modalities, or by a function of its own file."""
+    modality, seed = spec.phantom["modality"], derive(0, *purpose, index)
+    if modality in phantoms.VERSIONS:
+        return phantoms.render(modality, seed, size, camera)
+    return _own_generator(spec)(seed, size, camera)
+
+
+def _own_generator(spec: TaskSpec | CorpusSpec) -> Callable[[int, int, Mapping[str, Any]], Phantom]:
+    modality = spec.phantom.get("modality", "")
+    found: Callable[[int, int, Mapping[str, Any]], Phantom] | None = registry.symbol(spec, modality)
+    if found is None:
+        raise BenchError(
+            f"{spec.name}: there is no phantom of modality {modality!r}; there are {', '.join(phantoms.VERSIONS)}, and "
+            f"whatever function (seed, size, camera) -> Phantom of that name is in {spec.origin.file}"
+        )
+    return found

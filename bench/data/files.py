@@ -178,7 +178,7 @@ def inventory(spec: TaskSpec, data_root: Path | None) -> Inventory:
         files=len(files),
         present=present,
         expected=sum(map(len, listed.values())),
-        rule=_rule(parts) if present else "",
+        rule=_rule(parts) if present and not spec.folds else "",
     )
 
 

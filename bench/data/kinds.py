@@ -22,6 +22,7 @@ class CorpusRef:
     classes: tuple[str, ...] = ()
     paired: bool = False
     size: int = 0  # images
+    dims: int = 2
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data import phantoms
 from bench.data.cache import Plan, Progress, prepared
+from bench.data.digests import drawn
 from bench.data.files import samples
-from bench.data.prepare import prepare_image, prepare_sample
+from bench.data.phantoms import Phantom
+from bench.data.prepare import item_shapes, prepare_image, prepare_phantom, prepare_sample
 from bench.data.refs import corpus_content, corpus_spec, dataset_fingerprint
+from bench.data.truths import KINDS
 from bench.registry import Registry
 from bench.spec import BenchError, CorpusSpec, PretrainCell, Site, TaskSpec, TransferCell, derive, digest
 
@@ -39,8 +41,8 @@ def corpus_folder(cell: PretrainCell, site: Site) -> Path:
 def dataset_folder(cell: TransferCell, registry: Registry, site: Site) -> Path:
     """Where the dataset of a cell is prepared."""
     spec: TaskSpec = registry.get("task", cell.task)
-    about = (cell.dataset_fingerprint, spec.version, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
-    return _folder_name(site, cell.task, *about)
+    chosen = (cell.dataset_fingerprint, spec.version, spec.crop, spec.label_threshold, cell.image_size, spec.channels)
+    return _folder_name(site, cell.task, *chosen, item_shapes(spec, cell.image_size), spec.structures)
 
 
 def _changed(name: str) -> BenchError:
@@ -78,8 +80,10 @@ def open_corpus(cell: PretrainCell, registry: Registry, site: Site, progress: Pr
     return Corpus(arrays["images"], arrays.get("labels"), arrays.get("pairs"), classes)
 
 
-def _corpus_items(size: int, channels: int, graded: bool, paired: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
-    items: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("uint8", (size, size, channels))}
+def _corpus_items(
+    size: int, channels: int, graded: bool, paired: bool, dims: int = 2
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    items: dict[str, tuple[str, tuple[int, ...]]] = {"images": ("uint8", ((size,) * dims) + (channels,))}
     if graded:
         items["labels"] = ("int64", ())
     if paired:
@@ -119,7 +123,7 @@ def _phantom_corpus_plan(spec: CorpusSpec, size: int) -> Plan:
             made["pairs"] = phantom.pair
         return made
 
-    return Plan(about["images"], _corpus_items(size, spec.channels, graded, paired), make)
+    return Plan(about["images"], _corpus_items(size, spec.channels, graded, paired, spec.dims), make)
 
 
 def _int64(value: int | None) -> np.int64:
@@ -129,12 +133,10 @@ def _int64(value: int | None) -> np.int64:
     return np.int64(value)
 
 
-def phantom_image(spec: CorpusSpec, index: int, size: int) -> phantoms.Phantom:
+def phantom_image(spec: CorpusSpec, index: int, size: int) -> Phantom:
     """One image of a phantom corpus: its cameras take turns."""
-    about, cameras = spec.phantom, spec.phantom["cameras"]
-    return phantoms.render(
-        about["modality"], derive(0, "corpus", spec.name, index), size, cameras[index % len(cameras)]
-    )
+    cameras = spec.phantom["cameras"]
+    return drawn(spec, index, size, cameras[index % len(cameras)], "corpus", spec.name)
 
 
 # ------------------------------------------------------------------------------------------------------------- dataset
@@ -142,14 +144,19 @@ def phantom_image(spec: CorpusSpec, index: int, size: int) -> phantoms.Phantom:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's images and binary masks, and which of them are for what."""
+    """A task's cases as prepared arrays, and which of them are for what."""
 
-    images: Pixels  # (N, size, size, C)
-    masks: Pixels  # (N, size, size) of 0/1
+    arrays: Mapping[str, NDArray[Any]]  # as `item_shapes` names them, each (N, ...)
     names: tuple[str, ...]
+    patients: tuple[str, ...]  # "": not known
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
+
+    @property
+    def images(self) -> Pixels:
+        """(N, *S, C)"""
+        return self.arrays["images"]
 
 
 def open_dataset(cell: TransferCell, registry: Registry, site: Site, progress: Progress | None = None) -> Dataset:
@@ -161,16 +168,30 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site, progress: P
         return _phantom_dataset_plan(spec, size) if cell.phantom else _dataset_plan(cell, spec, site)
 
     found = prepared(dataset_folder(cell, registry, site), plan, progress)
-    arrays, names, patients = found.arrays, tuple(found.about["names"]), found.about["train_patients"]
-    train, validation = split_train(patients, cell.label_fraction, cell.seed)
-    if not any(arrays["masks"][index].any() for index in train):
-        raise BenchError(f"every training mask of {cell.task} is empty: check the labels and --image-size")
-    test = tuple(range(len(patients), len(names)))
-    return Dataset(arrays["images"], arrays["masks"], names, tuple(train), tuple(validation), test)
+    arrays, names, patients = found.arrays, tuple(found.about["names"]), tuple(found.about["patients"])
+    taught, test = _parts(patients, int(found.about["train"]), cell)
+    places = split_train([patients[index] for index in taught], cell.label_fraction, cell.seed)
+    train, validation = (tuple(taught[place] for place in part) for part in places)
+    lacking = KINDS[spec.truth].untaught(arrays, train, spec)
+    if lacking:
+        raise BenchError(lacking)
+    return Dataset(arrays, names, patients, train, validation, test)
 
 
-def _dataset_items(spec: TaskSpec, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {"images": ("uint8", (size, size, spec.channels)), "masks": ("uint8", (size, size))}
+def _parts(patients: Sequence[str], train: int, cell: TransferCell) -> tuple[list[int], tuple[int, ...]]:
+    """What is taught from and what is tested on: the official parts, or all folds but one and that one.
+
+    Patients, in the order in which they are listed, are dealt out to the folds one by one.
+    """
+    if not cell.folds:
+        return list(range(train)), tuple(range(train, len(patients)))
+    known = _known(patients)
+    turn = {patient: at % cell.folds for at, patient in enumerate(dict.fromkeys(known))}
+    if len(turn) < cell.folds:
+        raise BenchError(f"{len(turn)} patients of {cell.task} cannot be dealt out to {cell.folds} folds")
+    folds = [turn[patient] for patient in known]
+    test = tuple(index for index, fold in enumerate(folds) if fold == cell.fold)
+    return [index for index, fold in enumerate(folds) if fold != cell.fold], test
 
 
 def _dataset_plan(cell: TransferCell, spec: TaskSpec, site: Site) -> Plan:
@@ -180,31 +201,30 @@ def _dataset_plan(cell: TransferCell, spec: TaskSpec, site: Site) -> Plan:
     listed = [*parts["train"], *parts["test"]]
 
     def make(index: int) -> dict[str, Any]:
-        image, mask = prepare_sample(listed[index], spec, cell.image_size)
-        return {"images": image, "masks": mask}
+        return prepare_sample(listed[index], spec, cell.image_size)
 
     about = {
         "names": [sample.name for sample in listed],
-        "train_patients": [sample.patient for sample in parts["train"]],
+        "patients": [sample.patient for sample in listed],
+        "train": len(parts["train"]),
     }
-    return Plan(len(listed), _dataset_items(spec, cell.image_size), make, about)
+    return Plan(len(listed), item_shapes(spec, cell.image_size), make, about)
 
 
 def _phantom_dataset_plan(spec: TaskSpec, size: int) -> Plan:
     count = spec.train + spec.test
     names = [f"{spec.name}_phantom_{index:03d}" for index in range(count)]
-    about = {"names": names, "train_patients": [""] * spec.train}
-    return Plan(count, _dataset_items(spec, size), phantom_maker(spec, size), about)
+    about = {"names": names, "patients": [""] * count, "train": spec.train}
+    return Plan(count, item_shapes(spec, size), phantom_maker(spec, size), about)
 
 
-def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], Mapping[str, Pixels]]:
-    """Makes the images and masks of a task's phantom dataset by their number."""
+def phantom_maker(spec: TaskSpec, size: int) -> Callable[[int], dict[str, Any]]:
+    """Makes the cases of a task's phantom dataset by their number."""
     about = spec.phantom
     dataset = about.get("dataset", spec.name)
 
-    def make(index: int) -> dict[str, Pixels]:
-        phantom = phantoms.render(about["modality"], derive(0, "dataset", dataset, index), size, about["camera"])
-        return {"images": phantom.image, "masks": phantom.masks[about["target"]]}
+    def make(index: int) -> dict[str, Any]:
+        return prepare_phantom(drawn(spec, index, size, about["camera"], "dataset", dataset), spec, size)
 
     return make
 

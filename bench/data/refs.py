@@ -32,7 +32,9 @@ def corpus_ref(
     listed, fingerprint = corpus_content(name, spec, data_root, cache, drop)
     classes = spec.classes if spec is not None and listed[0].label is not None else ()
     channels = spec.channels if spec is not None else 0
-    return CorpusRef(name, fingerprint, False, channels, classes, listed[0].pair is not None, len(listed))
+    return CorpusRef(
+        name, fingerprint, False, channels, classes, listed[0].pair is not None, len(listed), spec.dims if spec else 2
+    )
 
 
 def _phantom_corpus(spec: CorpusSpec) -> CorpusRef:
@@ -40,8 +42,10 @@ def _phantom_corpus(spec: CorpusSpec) -> CorpusRef:
     if not about:
         raise MissingData(f"corpus {spec.name} has no phantom: give the folder of the datasets with --data")
     classes = spec.classes if about.get("grades") else ()
-    fingerprint = phantom_fingerprint(about, "corpus", spec.name, spec.version)
-    return CorpusRef(spec.name, fingerprint, True, spec.channels, classes, bool(about.get("pairs")), about["images"])
+    fingerprint = phantom_fingerprint(spec, "corpus", spec.name, spec.version)
+    return CorpusRef(
+        spec.name, fingerprint, True, spec.channels, classes, bool(about.get("pairs")), about["images"], spec.dims
+    )
 
 
 def corpus_content(
@@ -72,7 +76,7 @@ def dataset_ref(spec: TaskSpec, data_root: Path | None, cache: Path, allow_parti
         if not spec.phantom:
             raise MissingData(f"task {spec.name} has no phantom: give the folder of the datasets with --data")
         count = spec.train + spec.test
-        return DatasetRef(phantom_fingerprint(spec.phantom, spec.train, spec.test), True, count, count)
+        return DatasetRef(phantom_fingerprint(spec, spec.train, spec.test), True, count, count)
     found = inventory(spec, data_root)
     parts = samples(spec, data_root) if found.root is None else chosen_samples(found, allow_partial)
     return DatasetRef(dataset_fingerprint(parts, cache), False, found.present, found.expected, found.rule)
@@ -84,13 +88,24 @@ def dataset_fingerprint(parts: Mapping[str, Sequence[Sample]], cache: Path) -> s
     digests.read([path for part in parts.values() for sample in part for path in sample.files])
     manifest = {
         split: [
-            [sample.name, digests.of(sample.image), [_mask_digest(mask, digests) for mask in sample.masks]]
+            [
+                sample.name,
+                digests.of(sample.image),
+                [_mask_digest(mask, digests) for mask in sample.masks],
+                *_more(sample),
+            ]
             for sample in part
         ]
         for split, part in parts.items()
     }
     digests.save()
     return digest(["dataset", PREPARATION, manifest])
+
+
+def _more(sample: Sample) -> list[Any]:
+    """What belongs to a sample beside its files; nothing where it is a plain mask."""
+    truth = sample.truth.content if sample.truth is not None else []
+    return [*truth, *([list(sample.spacing)] if sample.spacing else [])]
 
 
 def _mask_digest(mask: Path | RunLength, digests: Digests) -> str:

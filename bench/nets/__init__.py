@@ -126,13 +126,15 @@ class Backbone(nn.Module):
     Raises BenchError for an unknown name.
     """
 
-    def __init__(self, name: str, in_channels: int = 3) -> None:
+    def __init__(self, name: str, in_channels: int = 3, build: Callable[[int], nn.Module] | None = None) -> None:
+        """build: makes the encoder of a plug-in; None: one of ours, or of segmentation-models-pytorch."""
         super().__init__()
-        build = BACKBONES.get(name)
+        build = build or BACKBONES.get(name)
         self.name, self.in_channels = name, in_channels
         self.encoder: nn.Module = build(in_channels) if build else SmpEncoder(in_channels, name)
         self.channels: tuple[int, ...] = tuple(self.encoder.channels)  # type: ignore[arg-type]
         self.strides: tuple[int, ...] = tuple(self.encoder.strides)  # type: ignore[arg-type]
+        self.dims: int = getattr(self.encoder, "dims", 2)
 
     @property
     def width(self) -> int:
@@ -146,6 +148,20 @@ class Backbone(nn.Module):
     def pooled(self, images: Tensor) -> Tensor:
         """Global average of the coarsest level: (B, C, H, W) -> (B, width)."""
         return self(images)[-1].mean(dim=(2, 3))
+
+
+_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+_MODES = {2: "bilinear", 3: "trilinear"}
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """The order of bytes that convolutions over so many axes are fastest with."""
+    return _FORMATS[dims]
+
+
+def resize(maps: Tensor, shape: Sequence[int]) -> Tensor:
+    """Maps (B, C, *S) at another size, linearly: (B, C, *shape)."""
+    return F.interpolate(maps, size=tuple(shape), mode=_MODES[maps.dim() - 2])
 
 
 def parameters(module: nn.Module) -> int:

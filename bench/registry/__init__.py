@@ -1,39 +1,66 @@
-"""Finds methods, tasks and corpora by reading their decorators, without importing them.
+"""Finds plug-ins by reading their decorators, without importing them; names no plug-in itself.
 
 Declarations are literals in the decorator's call, or names that the file gives to literals, read with `ast`: listing
 is instant, needs no torch, and a file that cannot be read harms only itself. The code is imported when a cell asks for
-it (`load`).
+it (`load`). What a declaration may hold is `bench.spec`'s.
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import fnmatch
 import hashlib
 import importlib.metadata
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from bench.metrics import METRICS
 from bench.registry import own
-from bench.spec import FILE, LIBRARY, BenchError, CorpusSpec, HParam, MethodSpec, Origin, TaskSpec, suggest
+from bench.registry.reading import SPECS, Declared, Spec, complete, read_file
+from bench.spec import (
+    FILE,
+    BackboneSpec,
+    BenchError,
+    CorpusSpec,
+    DatasetSpec,
+    MethodSpec,
+    MetricSpec,
+    ProtocolSpec,
+    TaskSpec,
+    suggest,
+)
+
+__all__ = [
+    "HOME",
+    "TOML",
+    "Registry",
+    "Spec",
+    "backbone",
+    "corpus",
+    "dataset",
+    "hparams_of",
+    "layout_files",
+    "load",
+    "method",
+    "metric",
+    "protocol",
+    "read_file",
+    "scan",
+    "symbol",
+    "task",
+]
 
 T = TypeVar("T")
-Spec = MethodSpec | TaskSpec | CorpusSpec
 
-SPECS: dict[str, type[Any]] = {"method": MethodSpec, "task": TaskSpec, "corpus": CorpusSpec}
-_SCALARS = ("bool", "int", "float", "str")
-_PLURALS = {"method": "methods", "task": "tasks", "corpus": "corpora"}
-_TYPES: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+_PLURALS = {kind: f"{kind}s" for kind in SPECS} | {"corpus": "corpora"}
 TOML = ".toml"  # ends the name of a task for a user's own images
 HOME = Path(__file__).resolve().parents[2]  # the folder that holds the packages
+FOLDERS = ("bench/metrics", "bench/protocols", "methods", "tasks")  # of the plug-ins that come along
 
 _objects: dict[tuple[str, str], tuple[str, Any]] = {}  # (kind, name) -> file, decorated object
 
@@ -70,144 +97,29 @@ def task(name: str, /, **declaration: Any) -> Callable[[T], T]:
     return _register("task", name)
 
 
+def dataset(name: str, /, **declaration: Any) -> Callable[[T], T]:
+    """Registers `load(root, split) -> list[Sample]` as the images of `name`; the rest: fields of `DatasetSpec`."""
+    return _register("dataset", name)
+
+
 def corpus(name: str, /, **declaration: Any) -> Callable[[T], T]:
     """Registers `load(root) -> list[Path]` as the corpus `name`; the rest are fields of `CorpusSpec`, as literals."""
     return _register("corpus", name)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+def protocol(name: str, /, **declaration: Any) -> Callable[[T], T]:
+    """Registers `fit(encoder, cases, effort) -> judge` as the protocol `name`; the rest: fields of `ProtocolSpec`."""
+    return _register("protocol", name)
 
 
-def _hparams_class(tree: ast.Module, name: str) -> ast.ClassDef:
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return node
-    raise BenchError(f"the hyper-parameter class {name} is not written in this file")
+def metric(name: str, /, **declaration: Any) -> Callable[[T], T]:
+    """Registers `f(prediction, truth, spacing)` as the metric `name`; the rest: fields of `MetricSpec`, as literals."""
+    return _register("metric", name)
 
 
-def _fields(tree: ast.Module, class_name: str, lines: list[str]) -> tuple[HParam, ...]:
-    found = []
-    for node in _hparams_class(tree, class_name).body:
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        kind = ast.unparse(node.annotation)
-        if kind not in _SCALARS or node.value is None:
-            raise BenchError(f"{class_name}.{node.target.id} must be a bool, int, float or str with a literal default")
-        default = ast.literal_eval(node.value)
-        comment = lines[node.lineno - 1].partition("#")[2].strip()
-        found.append(HParam(node.target.id, kind, float(default) if kind == "float" else default, comment))
-    return tuple(found)
-
-
-def _variant(fields: tuple[HParam, ...], changes: Mapping[str, Any], name: str) -> tuple[HParam, ...]:
-    unknown = sorted(set(changes) - {item.name for item in fields})
-    if unknown:
-        raise BenchError(f"{name} sets {unknown[0]!r}, which is no field of its hyper-parameters")
-    return tuple(
-        dataclasses.replace(item, default=changes[item.name]) if item.name in changes else item for item in fields
-    )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-class _Spelt(ast.NodeTransformer):
-    """Puts what a name stands for in its place, where the file says so with a literal."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self.constants: dict[str, ast.expr] = {}
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                self.constants[node.targets[0].id] = self.visit(node.value)
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                self.constants[node.target.id] = self.visit(node.value)
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return self.constants.get(node.id, node)
-
-
-def _keywords(call: ast.Call, spelt: _Spelt) -> dict[str, Any]:
-    """The values of a declaration, those of its `**SHARED` included."""
-    values: dict[str, Any] = {}
-    for item in call.keywords:
-        value = ast.literal_eval(spelt.visit(item.value))
-        given = {item.arg: value} if item.arg else dict(value)
-        twice = sorted(given.keys() & values.keys())
-        if twice:
-            raise BenchError(f"the declaration gives {twice[0]!r} twice")
-        values |= given
-    return {key: _frozen(value) for key, value in values.items()}
-
-
-def _declaration(kind: str, call: ast.Call, tree: ast.Module, spelt: _Spelt, lines: list[str], origin: Origin) -> Spec:
-    name = ast.literal_eval(call.args[0])
-    values = _keywords(call, spelt)
-    if kind == "method":
-        if len(call.args) < 2 or not isinstance(call.args[1], ast.Name):
-            raise BenchError(f"@method({name!r}, ...) must name its hyper-parameter class as second argument")
-        values["fields"] = _variant(_fields(tree, call.args[1].id, lines), values.pop("set", {}), name)
-    known = {item.name for item in dataclasses.fields(SPECS[kind])}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        near = suggest(unknown[0], known)
-        raise BenchError(f"{kind} {name!r} declares an unknown field {unknown[0]!r}{near}")
-    try:
-        spec: Spec = SPECS[kind](name=name, origin=origin, **values)
-    except TypeError as error:
-        raise BenchError(f"{kind} {name!r} is not fully declared: {str(error).partition('() ')[2]}") from None
-    _check(kind, spec)
-    return spec
-
-
-def _check(kind: str, spec: Spec) -> None:
-    """BenchError where a declared value has not its field's type, or names a metric that does not exist."""
-    for item in dataclasses.fields(spec):
-        value = getattr(spec, item.name)
-        wanted = str(item.type)
-        if wanted == "tuple[str, ...]":
-            good = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-            wanted = 'a tuple of texts, as in ("a",)'
-        else:
-            good = isinstance(value, _TYPES.get(wanted, (object,))) and (isinstance(value, bool) <= (wanted == "bool"))
-        if not good:
-            raise BenchError(f"{kind} {spec.name!r} declares {item.name}={value!r}, but it takes {wanted}")
-    if isinstance(spec, MethodSpec) and spec.parallel not in ("", "mean", "gather"):
-        raise BenchError(
-            f"{kind} {spec.name!r} declares parallel={spec.parallel!r}, but it takes mean, gather or nothing"
-        )
-    if isinstance(spec, TaskSpec) and spec.metric not in METRICS:
-        known = ", ".join(METRICS)
-        raise BenchError(f"{kind} {spec.name!r} declares an unknown metric {spec.metric!r}; choose from {known}")
-    if isinstance(spec, MethodSpec) and spec.weights not in ("", LIBRARY, FILE)[: 1 if spec.trains else 3]:
-        more = " beside trains=False" * spec.trains
-        raise BenchError(f"{kind} {spec.name!r} declares weights={spec.weights!r}; it takes library or file{more}")
-
-
-def read_file(path: Path) -> list[tuple[str, Spec]]:
-    """Every (kind, declaration) in a plug-in file, in the order written; BenchError where it cannot be read."""
-    try:
-        source = path.read_bytes()
-        tree = ast.parse(source, filename=str(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BenchError(f"{path} cannot be read as Python ({error})") from None
-    lines = source.decode(errors="replace").splitlines()
-    sha256 = hashlib.sha256(source).hexdigest()
-    spelt, found = _Spelt(tree), list[tuple[str, Spec]]()
-    for node in tree.body:
-        if not isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            continue
-        for call in node.decorator_list:
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in SPECS):
-                continue
-            origin = Origin(str(path), node.lineno, node.name, sha256)
-            try:
-                found.append((call.func.id, _declaration(call.func.id, call, tree, spelt, lines, origin)))
-            except (ValueError, TypeError, IndexError) as error:
-                raise BenchError(f"{path}:{call.lineno}: the declaration must be literal ({error})") from None
-            except BenchError as error:
-                raise BenchError(f"{path}:{call.lineno}: {error}") from None
-    return found
+def backbone(name: str, /, **declaration: Any) -> Callable[[T], T]:
+    """Registers a class `(in_channels) -> nn.Module` as an encoder; the rest are fields of `BackboneSpec`."""
+    return _register("backbone", name)
 
 
 # ------------------------------------------------------------------------------------------------------------ registry
@@ -218,40 +130,63 @@ class Registry:
     """What is on offer: declarations by name, and the files that could not be read."""
 
     methods: dict[str, MethodSpec] = field(default_factory=dict)
+    datasets: dict[str, DatasetSpec] = field(default_factory=dict)
     tasks: dict[str, TaskSpec] = field(default_factory=dict)
     corpora: dict[str, CorpusSpec] = field(default_factory=dict)
+    protocols: dict[str, ProtocolSpec] = field(default_factory=dict)
+    metrics: dict[str, MetricSpec] = field(default_factory=dict)
+    backbones: dict[str, BackboneSpec] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)  # file -> why
     plugins: list[str] = field(default_factory=list)  # files added by path
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)  # layout -> its methods; () where rows change more
 
     def _shelf(self, kind: str) -> dict[str, Any]:
-        shelves: dict[str, dict[str, Any]] = {"method": self.methods, "task": self.tasks, "corpus": self.corpora}
-        return shelves[kind]
+        shelf: dict[str, Any] = getattr(self, _PLURALS[kind])
+        return shelf
 
     def add_file(self, path: Path, *, tolerant: bool = False) -> list[str]:
         """Registers what a file declares and returns the names; `tolerant` notes a broken file instead of raising."""
-        try:
-            found = [("task", own.read_task(path))] if path.suffix == TOML else read_file(path)
-        except BenchError as error:
-            if not tolerant:
-                raise
-            self.broken[str(path)] = str(error)
-            return []
-        names = []
-        for kind, spec in found:
-            shelf = self._shelf(kind)
-            known = shelf.get(spec.name)
-            if known is not None and known.origin == spec.origin:
-                names.append(spec.name)
-                continue
-            if known is not None:
-                raise BenchError(
-                    f"{kind} {spec.name!r} is registered twice, in {known.origin.file}:{known.origin.line} and in "
-                    f"{spec.origin.file}:{spec.origin.line}: rename one of them"
-                )
-            shelf[spec.name] = spec
-            names.append(spec.name)
+        return self.add_files([path], tolerant=tolerant)
+
+    def add_files(self, paths: Iterable[Path], *, tolerant: bool = False) -> list[str]:
+        """Registers what several files declare, in their order; one may stand on the dataset of another."""
+        names, found = list[str](), dict[Path, list[Declared]]()
+        for path in paths:
+            try:
+                if path.suffix == TOML:
+                    names.append(self._shelve("task", own.read_task(path)))
+                else:
+                    found[path] = read_file(path)
+            except BenchError as error:
+                self._broken(path, error, tolerant)
+        for first in (True, False):  # datasets, then what stands on them
+            for path, items in found.items():
+                try:
+                    wanted = [item for item in items if (item.kind == "dataset") == first]
+                    names += self._settle(wanted) if str(path) not in self.broken else []
+                except BenchError as error:
+                    self._broken(path, error, tolerant)
         return names
+
+    def _broken(self, path: Path, error: BenchError, tolerant: bool) -> None:
+        if not tolerant:
+            raise error
+        self.broken[str(path)] = str(error)
+
+    def _settle(self, items: Sequence[Declared]) -> list[str]:
+        specs = [(item.kind, complete(item, self.datasets)) for item in items]
+        return [self._shelve(kind, spec) for kind, spec in specs]
+
+    def _shelve(self, kind: str, spec: Spec) -> str:
+        shelf = self._shelf(kind)
+        known = shelf.get(spec.name)
+        if known is not None and known.origin != spec.origin:
+            raise BenchError(
+                f"{kind} {spec.name!r} is registered twice, in {known.origin.file}:{known.origin.line} and in "
+                f"{spec.origin.file}:{spec.origin.line}: rename one of them"
+            )
+        shelf.setdefault(spec.name, spec)
+        return spec.name
 
     def add_plugin(self, text: str) -> list[str]:
         """Registers the file `text`, given by path; BenchError where it is missing or declares nothing."""
@@ -343,9 +278,37 @@ class Registry:
             raise BenchError(f"{name!r} is a group, not one {kind}")
         return shelf[name]
 
+    def one(self, kind: str, text: str) -> str:
+        """The name that `text`, a name or the path of a plug-in file that declares one, stands for."""
+        if not text.endswith(".py"):
+            return str(self.get(kind, text).name)
+        names = [name for name in self.add_plugin(text) if name in self._shelf(kind)]
+        if len(names) != 1:
+            raise BenchError(f"{text} declares {len(names)} {_PLURALS[kind]}; write the name of the one that is meant")
+        return names[0]
+
+    def encoder(self, backbone: str) -> Callable[[int], Any] | None:
+        """What makes the encoder of a plug-in's backbone from a number of channels; None for one that comes along."""
+        return load(self.backbones[backbone]) if backbone in self.backbones else None
+
+    def protocols_of(self, task: TaskSpec) -> list[str]:
+        """The protocols that judge an encoder on a task, its default first; BenchError where one is unknown."""
+        if task.protocols:
+            return [self.get("protocol", name).name for name in task.protocols]
+        serving = [spec for spec in self.protocols.values() if task.truth in spec.truths and task.dims in spec.dims]
+        return [spec.name for spec in sorted(serving, key=lambda spec: spec.order)]
+
+    def metrics_of(self, task: TaskSpec) -> list[MetricSpec]:
+        """The metrics of a task, its headline first; BenchError where one is unknown or compares another truth."""
+        found: list[MetricSpec] = [self.get("metric", name) for name in task.metrics]
+        odd = next((spec for spec in found if task.truth not in spec.truths), None)
+        if odd is not None:
+            raise BenchError(f"the metric {odd.name} of the task {task.name} does not compare a {task.truth}")
+        return found
+
 
 def _entry_point_files(kind: str) -> Iterable[tuple[str, Path | None]]:
-    for point in importlib.metadata.entry_points(group=f"medssl_bench.{kind}s"):
+    for point in importlib.metadata.entry_points(group=f"medssl_bench.{_PLURALS[kind]}"):
         try:
             spec = importlib.util.find_spec(point.module)
         except (ImportError, ValueError):
@@ -356,11 +319,9 @@ def _entry_point_files(kind: str) -> Iterable[tuple[str, Path | None]]:
 def scan(plugins: Iterable[str] = ()) -> Registry:
     """Reads the two plug-in packages, installed entry points and the given files."""
     registry = Registry()
-    for folder in ("methods", "tasks"):
-        for path in sorted((HOME / folder).glob("*.py")):
-            if path.name != "__init__.py":
-                registry.add_file(path, tolerant=True)
-    for kind in ("method", "task"):
+    own_files = [path for folder in FOLDERS for path in sorted((HOME / folder).glob("*.py"))]
+    registry.add_files([path for path in own_files if path.name != "__init__.py"], tolerant=True)
+    for kind in SPECS:
         for value, file in _entry_point_files(kind):
             if file is None:
                 registry.broken[value] = f"the entry point {value} names no module that can be found"
@@ -396,8 +357,9 @@ def _row_methods(path: Path) -> tuple[str, ...]:
 
 
 def _module_name(path: Path) -> str:
-    if path.parent.parent == HOME and path.parent.name in ("methods", "tasks"):
-        return f"{path.parent.name}.{path.stem}"
+    folder = path.parent.relative_to(HOME).as_posix() if path.is_relative_to(HOME) else ""
+    if folder in FOLDERS:
+        return f"{folder.replace('/', '.')}.{path.stem}"
     return f"bench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 
 
@@ -424,6 +386,11 @@ def load(spec: Spec) -> Any:
     if spec.origin.file.endswith(TOML):
         return own.loader(Path(spec.origin.file))
     return getattr(_import_file(Path(spec.origin.file)), spec.origin.symbol)
+
+
+def symbol(spec: Spec, name: str) -> Any:
+    """What the file of a declaration calls `name`; None where it has nothing of that name."""
+    return getattr(_import_file(Path(spec.origin.file)), name, None) if name.isidentifier() else None
 
 
 def hparams_of(spec: MethodSpec, values: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.spec import BenchError, Origin, TaskSpec, digest, suggest
-from bench.spec.samples import FOLDER, MissingData, Sample, is_file
+from bench.spec.samples import FOLDER, Mask, MissingData, Sample, is_file
 
 DEFAULTS: dict[str, Any] = {
     "root": ".",  # where the patterns begin, from the TOML file
@@ -49,13 +49,11 @@ def read_task(path: Path) -> TaskSpec:
     return TaskSpec(
         name=name,
         version=int(chosen[:8], 16),
-        kind="segmentation",
         title=values["title"] or name,
         groups=(),
         section="",
         corpus=_corpus(path, values["corpus"]),
         channels=values["channels"],
-        metric="dsc",
         licence=values["licence"],
         citation=values["citation"],
         source=str(path),
@@ -173,7 +171,7 @@ def _samples(path: Path, values: Mapping[str, Any]) -> list[Sample]:
             raise BenchError(f"{path}: {image} would be its own mask; correct masks")
         wanted.update(masks)
         name = "_".join(stars) if stars else image.stem
-        found.append(Sample(name, image, masks, _patient(path, values["patients"], name)))
+        found.append(Sample(name, image, Mask(masks), _patient(path, values["patients"], name)))
     for mask in values["masks"]:
         spare = next((file for _, file in _matches(path, root, mask) if file not in wanted), None)
         if spare is not None and not any(spare == image for _, image in images):

@@ -41,7 +41,6 @@ from bench.data.store import (
     write_json,
     write_progress,
 )
-from bench.metrics import METRICS
 from bench.registry import Registry
 from bench.run.costs import cost_of, cost_of_events
 from bench.run.meter import Meter
@@ -52,7 +51,6 @@ from bench.spec import (
     DONE,
     FAILED,
     OUT_OF_MEMORY,
-    PROTOCOLS,
     SCHEMA,
     BenchError,
     Cell,
@@ -60,7 +58,9 @@ from bench.spec import (
     CellInterrupted,
     CorpusSpec,
     MethodSpec,
+    MetricSpec,
     PretrainCell,
+    ProtocolSpec,
     Site,
     TaskSpec,
     TransferCell,
@@ -125,6 +125,8 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
     task: TaskSpec = shelves.get("task", cell.task)
     method: MethodSpec = shelves.get("method", cell.pretrain.method)
     corpus: CorpusSpec | None = shelves.corpora.get(cell.pretrain.corpus)
+    protocol: ProtocolSpec = shelves.get("protocol", cell.protocol)
+    metrics = shelves.metrics_of(task)
     return {
         "schema": SCHEMA,
         "method": cell.pretrain.method,
@@ -134,6 +136,7 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "task": cell.task,
         "task_title": task.title,
         "group": task.groups[0] if task.groups else None,
+        "truth": task.truth,
         "corpus": cell.pretrain.corpus or None,
         "corpus_fingerprint": cell.pretrain.corpus_fingerprint or None,
         "corpus_licence": corpus.licence if corpus else None,
@@ -147,14 +150,19 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "protocol": cell.protocol,
         "label_fraction": cell.label_fraction,
         "fold": cell.fold,
+        "folds": cell.folds,
         "seed": cell.seed,
         "status": status,
         "reason": reason,
-        "metric": task.metric,
+        "metric": task.headline,
         "score": None,
-        "higher_is_better": METRICS[task.metric].higher_is_better,
+        "higher_is_better": metrics[0].higher_is_better,
+        "metrics": {spec.name: _told(spec) for spec in metrics},
+        "scores": {},
+        "structures": {},
+        "cases": None,
         "n_images": None,
-        "selection": PROTOCOLS[cell.protocol].selection,
+        "selection": protocol.selection,
         "weights": cell.pretrain.weights or None,
         "pretrain_key": cell.pretrain.key,
         "cell_key": cell.key,
@@ -177,6 +185,11 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "dropped": len(cell.pretrain.dropped),
         "finished": utc_now(),
     }
+
+
+def _told(spec: MetricSpec) -> dict[str, Any]:
+    """What a table must know of a metric, so that it can be printed where its file is not."""
+    return {name: getattr(spec, name) for name in ("title", "unit", "higher_is_better", "scale", "digits")}
 
 
 def end_badly(
@@ -320,7 +333,7 @@ def _transfer(
     facts = dict(transfer(cell, shelves, site, folder, weights, report))
     if not math.isfinite(facts["score"]):
         raise CellError(FAILED, "the score is not a number: no test image has a defined metric")
-    scores = _write_scores(folder / "scores.csv", facts.pop("image_scores"))
+    scores = _write_scores(folder / "scores.csv", facts["cases"])
     record = record_of(cell, shelves, DONE, "")
     if state is not None:
         record["sources"] |= {"method": state["sources"]["method"]}
@@ -356,12 +369,15 @@ def _whole_parent(cell: PretrainCell, store: Store) -> dict[str, Any]:
     return state
 
 
-def _write_scores(path: Path, scores: Mapping[str, float]) -> str:
-    """Writes one row per image and returns the file's SHA-256."""
+def _write_scores(path: Path, cases: Mapping[str, Any]) -> str:
+    """Writes one row per case, metric and structure, and returns the file's SHA-256."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("image", "score"))
-    rows.writerows((name, repr(float(score))) for name, score in scores.items())
+    rows.writerow(("name", "patient", "metric", "structure", "value"))
+    for metric, structures in cases["scores"].items():
+        for structure, values in structures.items():
+            for name, patient, value in zip(cases["names"], cases["patients"], values, strict=True):
+                rows.writerow((name, patient, metric, structure, repr(float(value))))
     write_bytes(path, text.getvalue().encode())
     return file_digest(path)
 

@@ -22,6 +22,7 @@ from bench import data, nets, views
 from bench.data import store
 from bench.nets import weights
 from bench.parts import parallel
+from bench.parts.checkpoints import CHECKPOINT, Report, contiguous, pack_optimizer, unpack_optimizer
 from bench.registry import Registry, hparams_of, load, scan
 from bench.run.ranks import Team
 from bench.spec import (
@@ -42,10 +43,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 log = logging.getLogger("bench")
-Report = Callable[[dict[str, Any]], None]
 
 ENCODER = "encoder.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
 SWEEP_SECONDS = 10.0  # what may be lost to a kill while a method looks at the whole corpus
 SWEEP_BATCH = 64  # images at a time when a method looks at the whole corpus
 
@@ -100,45 +99,6 @@ def build_optimizer(recipe: Recipe | Part, parameters: list[nn.Parameter]) -> to
     raise ValueError(f"unknown optimizer {recipe.optimizer!r}: adam, adamw, sgd or lars")
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def pack_optimizer(
-    optimizer: torch.optim.Optimizer, prefix: str = "optimizer."
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state as named tensors and plain data."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}{index}.{name}"] = value
-            else:
-                plain.setdefault(str(index), {})[name] = value
-    return tensors, {"state": plain, "param_groups": state["param_groups"]}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-    plain: Mapping[str, Any],
-    prefix: str = "optimizer.",
-) -> None:
-    """Puts back what `pack_optimizer` took."""
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in plain["state"].items()}
-    for key, value in tensors.items():
-        if key.startswith(prefix):
-            index, name = key.removeprefix(prefix).split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
-
-
-def contiguous(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Detached copies on the CPU, fit for safetensors."""
-    return {f"{prefix}{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
-
-
 # ---------------------------------------------------------------------------------------------------------------- setup
 
 
@@ -166,10 +126,15 @@ def preparing(report: Report) -> Callable[[int, int], None]:
     return lambda done, count: report({"phase": "preparing images", "step": done, "steps": count, "losses": {}})
 
 
-def build_method(cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus | None) -> nn.Module:
-    """The method on a fresh encoder; every method of a repetition starts from the same encoder."""
+def build_method(
+    cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus | None, registry: Registry | None = None
+) -> nn.Module:
+    """The method on a fresh encoder; every method of a repetition starts from the same encoder.
+
+    registry: knows the backbones of plug-ins.
+    """
     torch.manual_seed(derive(cell.seed, "backbone", cell.backbone, cell.channels))
-    backbone = nets.Backbone(cell.backbone, cell.channels)
+    backbone = nets.Backbone(cell.backbone, cell.channels, registry.encoder(cell.backbone) if registry else None)
     torch.manual_seed(derive(cell.seed, "method", cell.method))
     size, classes = (0, 0) if corpus is None else (len(corpus), corpus.classes)
     info = CorpusInfo(size, cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps, classes)
@@ -235,11 +200,18 @@ class Sweep:
 class _Run:
     """One pretraining under way: what a checkpoint holds."""
 
-    def __init__(self, cell: PretrainCell, spec: MethodSpec, corpus: data.Corpus, fabric: Fabric) -> None:
+    def __init__(
+        self,
+        cell: PretrainCell,
+        spec: MethodSpec,
+        corpus: data.Corpus,
+        fabric: Fabric,
+        registry: Registry | None = None,
+    ) -> None:
         self.cell, self.fabric, self.source = cell, fabric, spec.origin.sha256
         self.corpus = corpus if spec.needs == "pairs" else dataclasses.replace(corpus, pairs=None)
         self.multiple = spec.batch_multiple
-        self.method = build_method(cell, spec, corpus).to(fabric.device)
+        self.method = build_method(cell, spec, corpus, registry).to(fabric.device)
         self.network = self._shared()
         self.recipe: Recipe = self.method.recipe()  # type: ignore[operator]
         self.declared: views.Views = self.method.views()  # type: ignore[operator]
@@ -379,13 +351,13 @@ def pretrain(
     where the loss is not finite; the last good checkpoint stays.
     """
     if cell.weights:
-        return _bring(cell, spec, folder)
+        return _bring(cell, spec, folder, registry)
     corpus = data.open_corpus(cell, registry, site, preparing(report))
     if site.ranks == 1:
-        return _train(_Run(cell, spec, corpus, set_up(site)), site, folder, report)
+        return _train(_Run(cell, spec, corpus, set_up(site), registry), site, folder, report)
     settle(site)
     with Team(site, _assist, (cell, site, folder), folder / "log.txt") as fabric:
-        return _train(_Run(cell, spec, corpus, fabric), site, folder, report)
+        return _train(_Run(cell, spec, corpus, fabric, registry), site, folder, report)
 
 
 def _assist(fabric: Fabric, arguments: tuple[PretrainCell, Site, Path]) -> None:
@@ -394,7 +366,7 @@ def _assist(fabric: Fabric, arguments: tuple[PretrainCell, Site, Path]) -> None:
     settle(site)
     shelves = scan(site.plugins)
     corpus = data.open_corpus(cell, shelves, site)
-    _train(_Run(cell, shelves.get("method", cell.method), corpus, fabric), site, folder, lambda facts: None)
+    _train(_Run(cell, shelves.get("method", cell.method), corpus, fabric, shelves), site, folder, lambda facts: None)
 
 
 def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any]:
@@ -431,14 +403,14 @@ def _train(run: _Run, site: Site, folder: Path, report: Report) -> dict[str, Any
     }
 
 
-def _bring(cell: PretrainCell, spec: MethodSpec, folder: Path) -> dict[str, Any]:
+def _bring(cell: PretrainCell, spec: MethodSpec, folder: Path, registry: Registry) -> dict[str, Any]:
     """Leaves the encoder that a method brings along instead of training it.
 
     Returns what `pretrain` does, and under "weights_match" what `nets.weights.load` says of it. CellError where the
     weights cannot be had, changed since the run was planned, or are not the whole of the encoder.
     """
     began, file = time.monotonic(), Path(cell.weights_file)
-    method = build_method(cell, spec, None)
+    method = build_method(cell, spec, None, registry)
     given = weights.read(file, cell.weights) if cell.weights_file else {}
     facts: dict[str, Any] = method.bring_weights(given)  # type: ignore[operator]
     export(method, cell, folder)

@@ -17,7 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1  # of the records
+SCHEMA = 2  # of the records that are written
+SCHEMAS = (1, SCHEMA)  # that are read: 1 has one metric, and its scores per case lie beside it
 LOOP_VERSION = 2  # raised when the meaning of the training loop or of a protocol changes; part of every key
 
 Value = bool | int | float | str
@@ -192,6 +193,45 @@ class MethodSpec:
         return {item.name: item.default for item in self.fields}
 
 
+TRUTHS = ("mask", "points", "grade")  # kinds of truth: of every pixel, of named places, of the whole image
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Images of one origin, as declared: what belongs to them whatever is asked of them.
+
+    A task or corpus that says `dataset=NAME` takes from here every field that it does not declare itself; its `phantom`
+    is this one with its own entries on top.
+    """
+
+    name: str
+    title: str
+    channels: int
+    licence: str
+    citation: str
+    source: str
+    folders: tuple[str, ...]
+    layout: str  # what lies in the folder
+    revision: str = ""
+    dims: int = 2  # axes of an image: 3 for a volume
+    version: int = 1
+    groups: tuple[str, ...] = ()
+    section: str = ""
+    corpus: str = ""
+    stand_in: str = ""
+    train: int = 0
+    test: int = 0
+    crop: str = "none"
+    label_threshold: float = 0.3
+    augment: str = "none"
+    batch_size: int = 2
+    patients: str = ""
+    known_leaks: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    phantom: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin = Origin("", 0, "", "")
+
+
 @dataclass(frozen=True)
 class CorpusSpec:
     """Unlabelled images to pretrain on, as declared."""
@@ -205,6 +245,8 @@ class CorpusSpec:
     source: str
     folders: tuple[str, ...]
     layout: str  # what lies in the folder
+    dataset: str = ""  # that it stands on
+    dims: int = 2
     crop: str = "none"  # "fov": crop to the field of view first
     classes: tuple[str, ...] = ()  # names of the image-level grades, in order; empty: it has none
     paired: bool = False  # every image comes with one of a second modality
@@ -215,17 +257,15 @@ class CorpusSpec:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A dataset, its target, its metric and how it is split, as declared."""
+    """A question asked of a dataset: its truth, its metrics and how it is split, as declared."""
 
     name: str
     version: int
-    kind: str
     title: str
     groups: tuple[str, ...]
     section: str  # heading above its column
     corpus: str  # what one pretrains on for it
     channels: int
-    metric: str
     licence: str
     citation: str
     source: str
@@ -234,9 +274,16 @@ class TaskSpec:
     layout: str  # what lies in the folder
     train: int
     test: int
+    dataset: str = ""  # that it stands on
+    dims: int = 2
+    truth: str = "mask"  # one of TRUTHS
+    structures: tuple[str, ...] = ()  # names of what is marked, of the points or of the grades; (): one, without a name
+    metrics: tuple[str, ...] = ("dsc",)  # the first is its headline
+    protocols: tuple[str, ...] = ()  # that it admits, the first is its default; (): all that serve its truth
+    folds: int = 0  # of a cross-validation over all its cases; 0: it has an official test part
     crop: str = "none"
     label_threshold: float = 0.3  # share of the label's full scale
-    augment: str = "fundus"
+    augment: str = "none"
     batch_size: int = 2
     patients: str = ""  # pattern whose first group is the patient; empty: every image its own
     known_leaks: tuple[str, ...] = ()  # corpora that are known to share images with it
@@ -244,27 +291,53 @@ class TaskSpec:
     phantom: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = Origin("", 0, "", "")
 
+    @property
+    def headline(self) -> str:
+        """The metric that stands for the task."""
+        return self.metrics[0]
+
 
 @dataclass(frozen=True)
-class Protocol:
-    """How an encoder is judged."""
+class ProtocolSpec:
+    """How an encoder is judged, as declared."""
 
     name: str
     title: str
-    selection: str  # printed with every number
+    selection: str  # how the state that is tested is chosen; printed with every number
+    truths: tuple[str, ...]  # of TRUTHS, that it serves
+    dims: tuple[int, ...] = (2, 3)  # of the images it serves
+    phases: int = 0  # stretches of training, each as long as the budget's phase; 0: no gradient step is made
+    order: int = 9  # among the protocols that serve a task which names none: the least is its default
+    version: int = 1
+    note: str = ""  # footnote
+    origin: Origin = Origin("", 0, "", "")
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "finetune", "decoder alone, then everything", "lowest validation loss (20 % of train) in the last phase"
-        ),
-        Protocol(
-            "linear", "one linear layer on frozen features", "threshold with the highest validation DSC (20 % of train)"
-        ),
-    )
-}
+@dataclass(frozen=True)
+class MetricSpec:
+    """What a table must know of a metric, as declared."""
+
+    name: str
+    title: str  # as a table's header prints it
+    higher_is_better: bool
+    truths: tuple[str, ...]  # of TRUTHS, that it compares
+    unit: str = ""  # printed in the header; empty: a plain number
+    scale: float = 1.0  # times the stored value is what is printed
+    digits: int = 2
+    pooled: bool = False  # one value of all cases, not one of each
+    spaced: bool = False  # needs the size of a pixel: a case without it has none
+    empty: str = ""  # what it does where the truth is empty
+    origin: Origin = Origin("", 0, "", "")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """An encoder of a plug-in file, as declared."""
+
+    name: str
+    dims: int  # of the images it takes
+    title: str = ""
+    origin: Origin = Origin("", 0, "", "")
 
 
 # -------------------------------------------------------------------------------------------------------------- recipe
@@ -405,6 +478,8 @@ class TransferCell:
     expected: int = 0  # of the official dataset
     rule: str = ""  # how a partial dataset is split; empty: officially
     allow_partial: bool = False
+    protocol_version: int = 1
+    folds: int = 0  # that the cases are dealt out to; 0: the official parts
     leaks: tuple[tuple[str, str], ...] = ()  # ("test", "train" or "known", what the corpus shares with the task)
 
     kind = "transfer"
@@ -413,7 +488,7 @@ class TransferCell:
     def choices(self) -> dict[str, Any]:
         """The scientific choices that make up the key."""
         length = {"steps": self.phase_steps} if self.phase_steps is not None else {"epochs": self.phase_epochs}
-        return {
+        choices = {
             "kind": self.kind,
             "loop": LOOP_VERSION,
             "pretrain": self.pretrain.choices,
@@ -429,6 +504,11 @@ class TransferCell:
             "batch_size": self.batch_size,
             "seed": self.seed,
         }
+        if self.protocol_version > 1:  # a first version is in no key: it came later than the keys
+            choices["protocol_version"] = self.protocol_version
+        if self.folds:
+            choices["folds"] = self.folds
+        return choices
 
     @cached_property
     def key(self) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.registry import layout_files
-from bench.spec import SCHEMA, BenchError, TaskSpec, Value, label_of, suggest
+from bench.spec import SCHEMAS, BenchError, TaskSpec, Value, label_of, suggest
 
 Record = Mapping[str, Any]
 REQUIRED = ("method", "label", "task", "backbone", "budget", "protocol", "label_fraction", "seed", "status", "cell_key")
@@ -188,7 +188,7 @@ def _read_numbers(path: Path) -> dict[tuple[str, str], float | None]:
 
 def is_usable(record: Record) -> bool:
     """Whether a record is of this schema and names all that decides where it stands."""
-    return record.get("schema") == SCHEMA and all(name in record for name in REQUIRED)
+    return record.get("schema") in SCHEMAS and all(name in record for name in REQUIRED)
 
 
 def default_layout(records: Iterable[Record], task_info: Mapping[str, TaskSpec], method_order: Sequence[str]) -> Layout:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 
-from bench.spec import DONE, SCHEMA
+from bench.spec import DONE, SCHEMA, SCHEMAS
 from bench.table.layout import REQUIRED, Column, Layout, Record, is_usable
 from bench.table.panel import (
     LEAKS,
@@ -155,12 +155,12 @@ def _shares(fractions: Sequence[float]) -> str:
 def left_out(records: Iterable[Record]) -> list[str]:
     """A sentence on every kind of record that cannot be read."""
     lost = [record for record in records if not is_usable(record)]
-    foreign = Counter(str(record.get("schema")) for record in lost if record.get("schema") != SCHEMA)
+    foreign = Counter(str(record.get("schema")) for record in lost if record.get("schema") not in SCHEMAS)
     sentences = [
         f"{count(number, 'record')} with schema {schema} left out: this version reads schema {SCHEMA}."
         for schema, number in sorted(foreign.items())
     ]
-    if broken := [record for record in lost if record.get("schema") == SCHEMA]:
+    if broken := [record for record in lost if record.get("schema") in SCHEMAS]:
         missing = ", ".join(name for name in REQUIRED if name not in broken[0])
         sentences.append(f"{count(len(broken), 'record')} left out: fields are missing (the first lacks {missing}).")
     return sentences

@@ -33,7 +33,7 @@ def task_rows(registry: Registry) -> list[dict[str, Any]]:
             "title": spec.title,
             "groups": list(spec.groups),
             "corpus": spec.corpus,
-            "metric": spec.metric,
+            "metrics": ", ".join(spec.metrics),
             "train": spec.train,
             "test": spec.test,
             "licence": spec.licence,
@@ -65,16 +65,62 @@ def corpus_rows(registry: Registry) -> list[dict[str, Any]]:
     ]
 
 
-def backbone_rows() -> list[dict[str, Any]]:
-    """One row per backbone of the papers at three channels: parameters of the encoder and of both decoders."""
+def dataset_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row per dataset."""
+    return [
+        {
+            "dataset": spec.name,
+            "title": spec.title,
+            "images": f"{spec.dims}-D, {spec.channels} channel{'s' * (spec.channels > 1)}",
+            "licence": spec.licence,
+            "tasks": [task.name for task in registry.tasks.values() if task.dataset == spec.name],
+        }
+        for spec in registry.datasets.values()
+    ]
+
+
+def protocol_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row per protocol."""
+    return [
+        {
+            "protocol": spec.name,
+            "title": spec.title,
+            "judges": list(spec.truths),
+            "images": ", ".join(f"{dims}-D" for dims in spec.dims),
+            "phases": spec.phases,
+            "selection": spec.selection,
+        }
+        for spec in registry.protocols.values()
+    ]
+
+
+def metric_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row per metric."""
+    return [
+        {
+            "metric": spec.name,
+            "title": spec.title,
+            "unit": spec.unit or "-",
+            "better": "higher" if spec.higher_is_better else "lower",
+            "compares": list(spec.truths),
+            "of": "all cases" if spec.pooled else "each case",
+            "empty truth": spec.empty,
+        }
+        for spec in registry.metrics.values()
+    ]
+
+
+def backbone_rows(registry: Registry) -> list[dict[str, Any]]:
+    """One row per backbone at three channels: parameters of the encoder and of both decoders."""
     from bench.nets import Backbone, PixelDecoder, SegmentationNet, parameters
 
     rows = []
-    for name in BACKBONES:
-        backbone = Backbone(name)
+    for name in (*BACKBONES, *registry.backbones):
+        backbone = Backbone(name, build=registry.encoder(name))
         rows.append(
             {
                 "backbone": name,
+                "images": f"{backbone.dims}-D",
                 "encoder_parameters": parameters(backbone.encoder),
                 "decoder_parameters": parameters(PixelDecoder(backbone)),
                 "transfer_decoder_parameters": parameters(SegmentationNet(backbone).decoder),
@@ -101,13 +147,16 @@ def layout_rows() -> list[dict[str, Any]]:
 
 
 def offered(kind: str, registry: Registry) -> list[dict[str, Any]]:
-    """What there is of a kind: methods, tasks, groups, corpora, backbones or tables."""
+    """What there is of a kind, a row each."""
     rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "methods": lambda: method_rows(registry),
         "tasks": lambda: task_rows(registry),
         "groups": lambda: group_rows(registry),
         "corpora": lambda: corpus_rows(registry),
-        "backbones": backbone_rows,
+        "datasets": lambda: dataset_rows(registry),
+        "protocols": lambda: protocol_rows(registry),
+        "metrics": lambda: metric_rows(registry),
+        "backbones": lambda: backbone_rows(registry),
         "tables": layout_rows,
     }
     return rows[kind]()
@@ -133,11 +182,15 @@ def _flat(value: Any) -> str:
 
 
 def find_plugin(name: str, registry: Registry) -> tuple[str, Spec]:
-    """(kind, declaration) of a method, task or corpus; BenchError with the nearest neighbours where there is none."""
+    """(kind, declaration) of a plug-in; BenchError with the nearest neighbours where there is none."""
     shelves: dict[str, Mapping[str, Spec]] = {
         "method": registry.methods,
         "task": registry.tasks,
         "corpus": registry.corpora,
+        "dataset": registry.datasets,
+        "protocol": registry.protocols,
+        "metric": registry.metrics,
+        "backbone": registry.backbones,
     }
     for kind, shelf in shelves.items():
         if name in shelf:

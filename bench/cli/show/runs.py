@@ -33,7 +33,7 @@ def intention(request: Request, grid: Grid) -> str:
         counted(request.seeds, "seed"),
         f"budget {longest.budget}",
         request.backbone,
-        request.protocol,
+        ", ".join(dict.fromkeys(cell.protocol for cell in grid.transfers)),
         *([f"labels {', '.join(fractions)}"] if fractions != ["100%"] else []),
     ]
     return " · ".join(parts)

@@ -11,7 +11,7 @@ from typing import Any
 from bench.data.store.claims import Claim, claim, live_owner, sweep
 from bench.data.store.events import append_line, read_lines, read_progress
 from bench.data.store.files import LOG, read_json, report_damage, set_aside, write_bytes, write_json
-from bench.spec import DONE, SCHEMA, BenchError, Cell, PretrainCell, TransferCell, cell_to_dict, digest
+from bench.spec import DONE, SCHEMA, SCHEMAS, BenchError, Cell, PretrainCell, TransferCell, cell_to_dict, digest
 
 _KINDS = ("pretrain", "transfer")
 
@@ -79,7 +79,7 @@ class Store:
         """Writes a record, once: a cell that has its result keeps it (False). One of another schema is set aside."""
         path = self.record_path(record["cell_key"])
         known = self.read(record["cell_key"])
-        if known is not None and known.get("schema") != SCHEMA:
+        if known is not None and known.get("schema") not in SCHEMAS:
             target, schema = set_aside(path, self.results / "quarantine"), known.get("schema")
             LOG.warning("record %s has schema %s, not %s; it is kept as %s", path, schema, SCHEMA, target)
         elif known is not None and known["status"] == DONE:
@@ -193,7 +193,7 @@ class Store:
         name = f"{record.get('task', '?')}-{record.get('method', '?')}-{key[:12]}"
         folder = self.runs / "transfer" / name
         state, reason = record.get("status", "?"), record.get("reason") or ""
-        if record.get("schema") != SCHEMA:
+        if record.get("schema") not in SCHEMAS:
             reason = f"schema {record.get('schema')}, this version reads {SCHEMA}"
         return CellState("transfer", name, key, state, reason, folder, record, None)
 
@@ -209,7 +209,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 def settled(record: Mapping[str, Any]) -> bool:
     """Whether a record holds a result, in this schema."""
-    return record.get("schema") == SCHEMA and record["status"] == DONE
+    return record.get("schema") in SCHEMAS and record["status"] == DONE
 
 
 def _seal(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.run.grid.cells import BASELINE_GROUP, Grid, expand, expand_layout
 from bench.run.grid.planning import PlanRow, memory_needed, plan, totals
-from bench.run.grid.request import OPTIONS, Request, load_profile, parse_fractions
+from bench.run.grid.request import OPTIONS, Request, load_profile, parse_folds, parse_fractions
 
 __all__ = [
     "BASELINE_GROUP",
@@ -16,6 +16,7 @@ __all__ = [
     "expand_layout",
     "load_profile",
     "memory_needed",
+    "parse_folds",
     "parse_fractions",
     "plan",
     "totals",

@@ -25,6 +25,7 @@ from bench.spec import (
     HParam,
     MethodSpec,
     PretrainCell,
+    ProtocolSpec,
     TaskSpec,
     TransferCell,
     Value,
@@ -167,6 +168,11 @@ class _Expansion:
         if found is None:
             return None
         corpus, dropped = found
+        if corpus.dims != task.dims:
+            raise BenchError(
+                f"the corpus {corpus.name} has {corpus.dims}-D images and the task {task.name} {task.dims}-D ones; "
+                "choose another --corpus or leave the task out"
+            )
         if corpus.channels not in (0, task.channels):
             raise BenchError(
                 f"the corpus {corpus.name} has {corpus.channels} channel(s) and the task {task.name} {task.channels}; "
@@ -250,8 +256,9 @@ class _Expansion:
             )
 
     def transfer(
-        self, pretrain: PretrainCell, task: TaskSpec, dataset: data.DatasetRef, fraction: float, seed: int
+        self, pretrain: PretrainCell, task: TaskSpec, dataset: data.DatasetRef, fraction: float, seed: int, fold: int
     ) -> TransferCell:
+        protocol = self.protocol(task)
         audited = self.audits if pretrain.corpus and not dataset.phantom and not pretrain.phantom else None
         return TransferCell(
             pretrain=pretrain,
@@ -259,9 +266,11 @@ class _Expansion:
             task_version=task.version,
             dataset_fingerprint=dataset.fingerprint,
             phantom=dataset.phantom,
-            protocol=self.request.protocol,
+            protocol=protocol.name,
+            protocol_version=protocol.version,
             label_fraction=fraction,
-            fold=0,
+            fold=fold,
+            folds=task.folds,
             image_size=self.budget.image_size,
             phase_steps=self.budget.phase_steps,
             phase_epochs=self.budget.phase_epochs,
@@ -276,6 +285,36 @@ class _Expansion:
             leaks=audited.leaks(pretrain.corpus, task) if audited else (),
         )
 
+    def protocol(self, task: TaskSpec) -> ProtocolSpec:
+        """The protocol that judges encoders on a task: the one asked for, else the task's default."""
+        admitted = self.registry.protocols_of(task)
+        if not admitted:
+            raise BenchError(f"no protocol judges the {task.truth} of {task.name} on {task.dims}-D images")
+        chosen = self.request.protocol or admitted[0]
+        if chosen not in admitted:
+            self.registry.get("protocol", chosen)
+            what = f"the {task.truth} of {task.name} on {task.dims}-D images"
+            raise BenchError(f"--protocol {chosen} does not judge {what}; choose from {', '.join(admitted)}")
+        spec: ProtocolSpec = self.registry.get("protocol", chosen)
+        return spec
+
+    def folds(self, task: TaskSpec) -> Sequence[int]:
+        """The folds of a task that are asked for; one without folds has its official parts alone."""
+        odd = [fold for fold in self.request.folds if not 0 <= fold < task.folds] if task.folds else []
+        if odd:
+            raise BenchError(f"--folds {odd[0]}: {task.name} has the folds 0 to {task.folds - 1}")
+        return (self.request.folds or range(task.folds)) if task.folds else (0,)
+
+    def check_dims(self, line: _Line, task: TaskSpec) -> None:
+        """BenchError where the encoder takes other images than the task has."""
+        known = self.registry.backbones.get(line.backbone)
+        dims = known.dims if known else 2
+        if dims != task.dims:
+            raise BenchError(
+                f"the backbone {line.backbone} takes {dims}-D images and the task {task.name} has {task.dims}-D ones: "
+                "choose another --backbone or leave the task out"
+            )
+
     def grid(self, lines: Sequence[_Line], columns: Sequence[_Column]) -> Grid:
         """Every row on every column, with every seed."""
         pretrainings: dict[PretrainCell, PretrainCell] = {}
@@ -285,12 +324,16 @@ class _Expansion:
             if dataset is None:
                 continue
             for line, seed in itertools.product(lines, range(self.request.seeds)):
+                self.check_dims(line, column.task)
                 made = self.pretraining(line, column, seed)
                 if made is None:
                     continue
                 pretrain = pretrainings.setdefault(made, made)
                 _check_fractions(column)
-                transfers += [self.transfer(pretrain, column.task, dataset, share, seed) for share in column.fractions]
+                transfers += [
+                    self.transfer(pretrain, column.task, dataset, share, seed, fold)
+                    for share, fold in itertools.product(column.fractions, self.folds(column.task))
+                ]
         if not transfers:
             left = [f"{what}: {why}" for what, why in self.skipped] + list(dict.fromkeys(self.unavailable.values()))
             raise BenchError(f"nothing is left to run: {'; '.join(left)}")
@@ -381,14 +424,25 @@ def usual_corpus(task: TaskSpec, request: Request, registry: Registry) -> str:
     return task.stand_in
 
 
+def _named(request: Request, registry: Registry) -> Request:
+    """The request with names where it gave the paths of plug-in files."""
+    backbone, protocol = request.backbone, request.protocol
+    if backbone.endswith(".py"):
+        backbone = registry.one("backbone", backbone)
+    if protocol is not None and protocol.endswith(".py"):
+        protocol = registry.one("protocol", protocol)
+    return replace(request, backbone=backbone, protocol=protocol)
+
+
 def expand(request: Request, registry: Registry, tick: Tick = silent) -> Grid:
     """Every cell of a request; BenchError where it cannot be carried out. Seeds are 0 to N - 1.
 
     tick: told what is done, how many of it and of how many, while images are compared for the first time.
     """
+    request = _named(request, registry)
     if request.layout is not None:
         return expand_layout(load_layout(request.layout), request, registry, tick)
-    work = _Expansion(request, registry, *check_request(request), tick)
+    work = _Expansion(request, registry, *check_request(request, registry), tick)
     fractions = checked_fractions(request.label_fractions)
     rows = _rows(request, registry)
     tasks: list[TaskSpec] = [registry.get("task", name) for name in registry.select("task", request.tasks)]
@@ -413,7 +467,7 @@ def expand_layout(layout: Layout, request: Request, registry: Registry, tick: Ti
     """
     if layout.counted:
         raise BenchError(f"nothing of the layout {layout.name} runs: `bench table {layout.name}` counts it")
-    work = _Expansion(request, registry, *check_request(request), tick)
+    work = _Expansion(request, registry, *check_request(request, registry), tick)
     methods = registry.select("method", request.methods) if request.methods else list(registry.methods)
     tasks = registry.select("task", request.tasks) if request.tasks else list(registry.tasks)
     unknown = [("row", row.method) for row in layout.rows if row.method not in registry.methods]
@@ -436,7 +490,7 @@ def _layout_line(row: Row, layout: Layout, request: Request, registry: Registry,
     if both := sorted(set(own) & set(changes)):
         raise BenchError(f"the layout {layout.name} sets {row.method}.{both[0]} itself; leave it out of --set")
     if row.backbone:
-        check_backbone(row.backbone)
+        check_backbone(row.backbone, registry)
     return _Line(spec, {**changes, **own}, row.backbone or request.backbone)
 
 

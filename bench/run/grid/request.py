@@ -13,7 +13,7 @@ from typing import Any
 from bench.data.store import Store
 from bench.registry import Registry
 from bench.run.grid.profile import Cluster, read_cluster
-from bench.spec import BACKBONES, BUDGETS, PROTOCOLS, BenchError, Budget, Site, suggest
+from bench.spec import BACKBONES, BUDGETS, BenchError, Budget, Site, suggest
 
 SIZE_MULTIPLE = 32  # the coarsest stride of the backbones, px
 
@@ -31,9 +31,10 @@ class Request:
     image_size: int | None = None
     batch_size: int | None = None
     backbone: str = "tiny_vgg16"
-    protocol: str = "finetune"
+    protocol: str | None = None  # None: the default of each task
     corpus: str | None = None  # NAME or folder:PATH; None: the one each task declares
     label_fractions: tuple[float, ...] = (1.0,)
+    folds: tuple[int, ...] = ()  # of tasks that have folds; (): all
     set: tuple[str, ...] = ()  # METHOD.FIELD=VALUE
     data: Path | None = None  # None: phantoms
     runs: Path = Path("runs")
@@ -96,6 +97,14 @@ def checked_fractions(fractions: Iterable[float]) -> tuple[float, ...]:
     return unique
 
 
+def parse_folds(text: str) -> tuple[int, ...]:
+    """`0,1` as folds; BenchError where one is no whole number."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise BenchError(f"--folds takes whole numbers separated by commas, not {text!r}") from None
+
+
 def load_profile(path: Path) -> dict[str, Any]:
     """The fields of `Request` that a TOML file of options sets; BenchError on an unknown key or a wrong type."""
     try:
@@ -129,6 +138,9 @@ def _profile_value(path: Path, option: str, value: Any) -> Any:
     elif option == "label_fraction":
         value = value if isinstance(value, list) else [value]
         wanted, good = "numbers", all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
+    elif option == "folds":
+        value = value if isinstance(value, list) else [value]
+        wanted, good = "whole numbers", all(isinstance(item, int) and not isinstance(item, bool) for item in value)
     elif option == "set":
         wanted, good = "a list of METHOD.FIELD=VALUE", texts
     else:
@@ -137,14 +149,14 @@ def _profile_value(path: Path, option: str, value: Any) -> Any:
         raise BenchError(f"the profile {path} sets {option} to {value!r}, but it takes {wanted}")
     if option == "label_fraction":
         return checked_fractions(float(item) for item in value)
-    if option == "set":
+    if option in ("set", "folds"):
         return tuple(value)
     if option in _LISTS and texts:
         return ",".join(value)
     return Path(value).expanduser() if option in _PATHS else value
 
 
-def check_request(request: Request) -> tuple[Budget, str]:
+def check_request(request: Request, registry: Registry) -> tuple[Budget, str]:
     """The budget with its overrides, and the label of what transfers use of it."""
     if request.seeds < 1:
         raise BenchError(f"--seeds must be at least 1, not {request.seeds}")
@@ -161,12 +173,11 @@ def check_request(request: Request) -> tuple[Budget, str]:
         )
     if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
         raise BenchError(f"unknown device {request.device!r}: give cpu, cuda or cuda:N")
-    _named("protocol", request.protocol, PROTOCOLS)
     named: Budget = _named("budget", request.budget, BUDGETS)
     budget = named.with_overrides(request.steps, request.image_size, request.batch_size)
     if budget.image_size % SIZE_MULTIPLE:
         raise BenchError(f"--image-size must be a multiple of {SIZE_MULTIPLE}, not {budget.image_size}")
-    check_backbone(request.backbone)
+    check_backbone(request.backbone, registry)
     return budget, named.with_overrides(None, request.image_size, None).name
 
 
@@ -186,12 +197,12 @@ def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-def check_backbone(name: str) -> None:
-    if name not in BACKBONES:
+def check_backbone(name: str, registry: Registry) -> None:
+    if name not in BACKBONES and name not in registry.backbones:
         from bench.nets import Backbone
 
         try:
             Backbone(name)
         except BenchError as error:
-            near = suggest(name, BACKBONES)
+            near = suggest(name, [*BACKBONES, *registry.backbones])
             raise BenchError(f"unknown backbone {name!r}{near}") if near else error from None

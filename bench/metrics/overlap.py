@@ -1,11 +1,12 @@
-"""Metrics as pure functions of arrays, and what a table must know of each. Imports neither torch nor numpy itself."""
+"""How much two masks overlap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from bench.registry import metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,22 +15,16 @@ if TYPE_CHECKING:
     Mask = TypeVar("Mask", Tensor, np.ndarray)
 
 
-@dataclass(frozen=True)
-class MetricInfo:
-    """How a metric is read: which way is better, and `scale` times the stored score is printed in `unit`."""
-
-    higher_is_better: bool
-    unit: str
-    scale: float
-    title: str
-
-
-METRICS: dict[str, MetricInfo] = {
-    "dsc": MetricInfo(higher_is_better=True, unit="%", scale=100, title="DSC"),
-}
-
-
-def dsc(prediction: Mask, target: Mask) -> Mask:
+@metric(
+    "dsc",
+    title="DSC",
+    higher_is_better=True,
+    truths=("mask",),
+    unit="%",
+    scale=100.0,
+    empty="undefined where prediction and truth are both empty: such a case does not count",
+)
+def dsc(prediction: Mask, target: Mask, spacing: object = None) -> Mask:
     """Dice similarity coefficient of each image, 2 |P and Y| / (|P| + |Y|), in [0, 1], higher is better.
 
     NaN where both masks are empty: such an image says nothing about overlap and `mean_score` leaves it out.
@@ -37,6 +32,7 @@ def dsc(prediction: Mask, target: Mask) -> Mask:
     Args:
         prediction: (N, *S), bool or exactly 0 and 1; threshold probabilities first. Torch or numpy.
         target: same shape and library.
+        spacing: of no matter.
     Returns: (N,) float64.
     Raises: ValueError on other shapes or other values.
     """
