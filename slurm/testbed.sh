@@ -4,6 +4,7 @@
 #     eval "$(slurm/testbed.sh start --no-accounting)"  # as on a cluster that keeps no accounts
 #     slurm/testbed.sh crash n2                         # node n2 dies with everything that runs on it
 #     slurm/testbed.sh revive n2
+#     slurm/testbed.sh forget                           # what is up goes on without accounting and without its jobs
 #     eval "$(slurm/testbed.sh stop)"                   # ends every daemon and removes its files
 # Standard output holds the exports only. State lies in $BENCH_TESTBED (default /tmp/bench-testbed).
 set -euo pipefail
@@ -12,6 +13,7 @@ HOME_DIR=${BENCH_TESTBED:-/tmp/bench-testbed}
 NODES=(n1 n2)
 NODE_MEMORY=4000 # MB that Slurm believes a node to have; nothing enforces it
 DATABASE_PORT=13306
+SHORT_MEMORY=5 # seconds that ended jobs are remembered without accounting
 PACKAGES=(slurm-wlm munge)
 ACCOUNTING_PACKAGES=(slurmdbd mariadb-server)
 
@@ -146,6 +148,12 @@ start_accounting() {
   sacctmgr -i add cluster testbed >/dev/null 2>&1 || true
 }
 
+start_controller() { # one that knows of no jobs, until the nodes have told it that they are there
+  slurmctld -c >&2
+  wait_for 30 slurmctld scontrol ping
+  wait_for 60 "a node" nodes_idle
+}
+
 start_node() { slurmd -N "$1" >&2; }
 
 nodes_idle() { [ "$(sinfo -h -N -o '%T' | grep -c '^idle')" = ${#NODES[@]} ]; }
@@ -159,7 +167,7 @@ start() {
   local accounting=yes age=120
   case ${1:-} in
     '') ;;
-    --no-accounting) accounting=no age=5 ;; # and ended jobs are soon forgotten
+    --no-accounting) accounting=no age=$SHORT_MEMORY ;;
     *) die "start takes --no-accounting only, not $1" ;;
   esac
   need_root
@@ -172,11 +180,9 @@ start() {
   trap 'give_up' EXIT
   start_munge
   [ $accounting = no ] || start_accounting
-  slurmctld -c >&2
-  wait_for 30 slurmctld scontrol ping
   local node
   for node in "${NODES[@]}"; do start_node "$node"; done
-  wait_for 60 "a node" nodes_idle
+  start_controller
   trap - EXIT
   say "${#NODES[@]} nodes are up (accounting: $accounting), files in $HOME_DIR"
   echo "export SLURM_CONF=$SLURM_CONF"
@@ -231,6 +237,18 @@ revive() {
   say "node $1 is back"
 }
 
+forget() { # a new configuration for a new controller; munge and the nodes stay
+  need_root
+  [ -s "$HOME_DIR/pid/slurmctld" ] || die "no test bed is up"
+  export SLURM_CONF=$HOME_DIR/slurm.conf
+  end_file "$HOME_DIR/pid/slurmctld" TERM
+  end_file "$HOME_DIR/pid/slurmdbd" TERM
+  end_file "$HOME_DIR/database/pid" TERM
+  write_slurm_conf no "$SHORT_MEMORY"
+  start_controller
+  say "a new controller is up (accounting: no)"
+}
+
 halt() {
   [ -d "$HOME_DIR" ] || return 0
   local node pid
@@ -255,6 +273,6 @@ stop() {
 command=${1:-}
 [ $# = 0 ] || shift
 case $command in
-  start | stop | crash | revive) "$command" "$@" ;;
-  *) die "say start [--no-accounting], stop, crash NODE or revive NODE" ;;
+  start | stop | crash | revive | forget) "$command" "$@" ;;
+  *) die "say start [--no-accounting], stop, crash NODE, revive NODE or forget" ;;
 esac

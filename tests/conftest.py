@@ -99,6 +99,15 @@ def textured_images(count: int, size: int, channels: int, seed: int = 0) -> NDAr
     return (np.stack(images) * 255).astype(np.uint8)
 
 
+def write_images(folder: Path, count: int, size: int) -> None:
+    """A new folder with so many of these images, as PNG."""
+    import cv2
+
+    folder.mkdir(parents=True)
+    for number, image in enumerate(textured_images(count, size, 3)):
+        cv2.imwrite(str(folder / f"{number:02}.png"), image)
+
+
 def textured_corpus(count: int, size: int, channels: int, seed: int = 0) -> Corpus:
     """A corpus of such images with grades 0, 1, 2, 0, ... and inverted images as second modality."""
     images = textured_images(count, size, channels, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from bench.run.cell import INTERRUPTED, child_main, run_cell
 from bench.run.executor import LocalExecutor
 from bench.run.ranks import Team
 from bench.spec import BenchError, CellError, CellInterrupted, PretrainCell, Site, cell_to_dict, site_to_dict
-from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
+from tests.conftest import pretrain_cell, textured_corpus, transfer_cell, write_images
 from tests.test_launch import eventually
 
 SHELVES = registry.scan()
@@ -36,6 +36,7 @@ SHARED = [name for name, spec in SHELVES.methods.items() if spec.parallel]
 NOT_SHARED = [name for name, spec in SHELVES.methods.items() if spec.trains and not spec.parallel]
 STEPS = 5
 BATCH = 4
+Learnt = tuple[list[dict[str, float]], dict[str, Tensor]]  # losses of each step, and the method's state at the end
 SMALL = {  # hyper-parameters that only cost time here
     **{"queue_size": 12, "negatives": 12, "projection": 16, "local_projection": 16, "hidden": 16, "bottleneck": 8},
     **{"outputs": 16, "expansion": 1, "small_crops": 2, "grid": 4},
@@ -58,7 +59,7 @@ def together(work: Any, arguments: Any, pair: Site) -> Any:
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
-def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> Learnt:
     """The losses of the first steps of a method and its state, all in double precision.
 
     In single precision rounding alone parts two runs: Adam turns the sign of a gradient that is all rounding (that of a
@@ -86,11 +87,32 @@ def steps_in_double(fabric: Any, arguments: tuple[str, Site]) -> tuple[list[dict
     return losses, run.method.state_dict()
 
 
+def steps_of_each(fabric: Any, arguments: tuple[list[str], Site]) -> dict[str, Learnt]:
+    methods, site = arguments
+    found = {}
+    for method in methods:
+        try:
+            found[method] = steps_in_double(fabric, (method, site))
+        except Exception as error:
+            error.add_note(f"this was {method}")
+            raise
+    return found
+
+
+@pytest.fixture(scope="module")
+def learnt_by_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learnt]:
+    """What two processes, which are started once, learn with every method."""
+    folder = tmp_path_factory.mktemp("pair")
+    pair = Site(folder / "runs", folder / "results", data=None, ranks=2)
+    learnt: dict[str, Learnt] = together(steps_of_each, (SHARED, pair), pair)
+    return learnt
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SHARED)
-def test_two_processes_learn_what_one_learns(method: str, site: Site, pair: Site) -> None:
+def test_two_processes_learn_what_one_learns(method: str, site: Site, learnt_by_two: dict[str, Learnt]) -> None:
     alone, state = steps_in_double(pretrain.set_up(site), (method, site))
-    shared, other = together(steps_in_double, (method, pair), pair)
+    shared, other = learnt_by_two[method]
     for one, two in zip(alone, shared, strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-7)
     assert list(state) == list(other)
@@ -122,25 +144,22 @@ def normalised(fabric: Any, arguments: tuple[nn.Module, Tensor, Tensor]) -> tupl
     return parallel.gather(out.detach()), parallel.gather(own.grad), *affine, *statistics
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 3, 2)])
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_batch_statistics_are_those_of_the_whole_batch(
-    shape: tuple[int, ...], momentum: float | None, site: Site, pair: Site
-) -> None:
-    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
-    torch.manual_seed(3)
-    values, weights = torch.randn(shape, dtype=torch.float64) + 100, torch.randn(shape, dtype=torch.float64)
+def each_normalised(fabric: Any, arguments: list[tuple[nn.Module, Tensor, Tensor]]) -> list[tuple[Tensor, ...]]:
+    return [normalised(fabric, given) for given in arguments]
 
-    def fresh() -> nn.Module:
-        norm = kind(5, momentum=momentum).double()
+
+def test_batch_statistics_are_those_of_the_whole_batch(pair: Site) -> None:
+    def asked(shape: tuple[int, ...], momentum: float | None) -> tuple[nn.Module, Tensor, Tensor]:
+        norm = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(5, momentum=momentum).double()
         with torch.no_grad():
             norm.weight.copy_(torch.linspace(0.5, 2, 5))
-        return norm
+        return norm, torch.randn(shape, dtype=torch.float64) + 100, torch.randn(shape, dtype=torch.float64)
 
-    alone = normalised(None, (fresh(), values, weights))
-    shared = together(normalised, (fresh(), values, weights), pair)
-    assert len(alone) == len(shared) == 7
-    for one, two in zip(alone, shared, strict=True):
+    torch.manual_seed(3)
+    arguments = [asked(shape, momentum) for shape in ((6, 5), (4, 5, 3, 2)) for momentum in (0.1, None)]
+    alone, shared = each_normalised(None, arguments), together(each_normalised, arguments, pair)
+    assert [len(item) for item in shared] == [7] * 4
+    for one, two in zip(itertools.chain(*alone), itertools.chain(*shared), strict=True):
         torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
 
 
@@ -178,9 +197,8 @@ def test_gathered_rows_get_the_gradients_of_all_ranks(site: Site, pair: Site) ->
 @pytest.fixture(scope="module")
 def cell(tmp_path_factory: pytest.TempPathFactory) -> PretrainCell:
     """A cell that `run_cell` can run, on a folder of few images."""
-    folder = tmp_path_factory.mktemp("images")
-    for number, image in enumerate(textured_images(6, 64, 3)):
-        cv2.imwrite(str(folder / f"{number}.png"), image)
+    folder = tmp_path_factory.mktemp("home") / "images"
+    write_images(folder, 6, 64)
     asked = {"methods": "mocov2", "tasks": "chase", "budget": "smoke", "steps": 4, "batch_size": 4}
     return grid.expand(grid.Request(**asked, corpus=f"folder:{folder}"), SHELVES).pretrainings[0]
 

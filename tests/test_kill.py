@@ -1,48 +1,126 @@
-"""Runs killed at random moments, and two runs at once: the command line as a user has it, in processes of its own."""
+"""Runs killed at the worst moments, and two at once: the command line as a user has it, in processes of its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import write_images
+
 HOME = Path(__file__).resolve().parent.parent
 WORDS = (
-    *("run", "--methods", "rd,moco", "--tasks", "chase,drishti_od", "--budget", "smoke", "--steps", "12"),
-    *("--seeds", "1", "--runs", "runs", "--results", "results", "--jobs", "2", "--device", "cpu"),
+    *("run", "--methods", "rd,moco", "--tasks", "chase,stare", "--corpus", "folder:../pool", "--budget", "smoke"),
+    *("--steps", "12", "--seeds", "1", "--runs", "runs", "--results", "results", "--jobs", "2", "--device", "cpu"),
     *("--checkpoint-seconds", "0"),
 )
 TRANSFERS, PRETRAININGS = 6, 2  # (rd, moco, scratch) x 2 tasks; scratch does not train
-KILLS = 10
-EARLIEST, LATEST = 0.05, 0.95  # moment of a kill, as a share of what an uninterrupted run takes
-PATIENCE = 300.0  # seconds for a run that nobody kills
+PATIENCE = 300.0  # seconds for a run
+COSTS = {  # what may differ between two records of one cell: when it was made, and what that took
+    *("finished", "seconds", "device_seconds", "energy_joules", "peak_memory", "steps_run", "seal", "versions"),
+    *("pretrain_seconds", "pretrain_device_seconds", "pretrain_energy_joules"),
+}
 
 pytestmark = [
     pytest.mark.kill,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(sys.platform != "linux", reason="looks for survivors in /proc"),
 ]
+
+
+# ------------------------------------------------------------------------------------------------------------- moments
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An instant of a run: one side of a call of the system on a path, in whichever process comes there first."""
+
+    name: str
+    call: str  # of the module os: link, rename, replace, fsync
+    side: str  # before, after; half: before, and the file has lost the second half of its content
+    path: str  # pattern of what the call makes or flushes
+    victim: str = "group"  # every process at once, or the driver alone: then the one that came there stands still
+
+
+MOMENTS = (
+    Moment("a cache is claimed and nothing of it made", "link", "after", "*/runs/cache/claims/*/claim.*"),
+    Moment("the arrays of a cache are half on disk", "fsync", "half", "*/runs/cache/*.making/images.npy", "driver"),
+    Moment("a cache is whole and has no name yet", "rename", "before", "*/runs/cache/*"),
+    Moment("a cell is claimed and nobody knows it yet", "link", "after", "*/runs/pretrain/*/claim.*", "driver"),
+    Moment("a checkpoint is half written", "fsync", "half", "*/runs/pretrain/*/.checkpoint.*.tmp"),
+    Moment("the old checkpoint made way", "replace", "after", "*/runs/pretrain/*/checkpoint.previous.safetensors"),
+    Moment("a checkpoint has no name yet", "replace", "before", "*/runs/pretrain/*/checkpoint.safetensors", "driver"),
+    Moment("an encoder is there, its state not", "replace", "after", "*/runs/pretrain/*/encoder.safetensors"),
+    Moment("a state is half written", "fsync", "half", "*/runs/pretrain/*/.state.json.*.tmp", "driver"),
+    Moment("a pretraining is over and nobody was told", "replace", "after", "*/runs/pretrain/*/state.json"),
+    Moment("a transfer's checkpoint is half written", "fsync", "half", "*/runs/transfer/*/.checkpoint.*.tmp", "driver"),
+    Moment("the old checkpoint of one made way", "replace", "after", "*/transfer/*/checkpoint.previous.safetensors"),
+    Moment("a record is half written", "fsync", "half", "*/results/records/.*.json.*.tmp"),
+    Moment("a record has no name yet", "replace", "before", "*/results/records/*.json", "driver"),
+    Moment("a record is there and nobody was told", "replace", "after", "*/results/records/*.json"),
+)
+
+# Python imports this in every process of the run. Who removes the file `armed` is the one who strikes.
+STRIKER = """
+import fnmatch, json, os, signal, time
+
+def strike(moment):
+    try:
+        os.unlink(moment["armed"])
+    except FileNotFoundError:
+        return
+    if moment["victim"] == "group":
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpgrp(), signal.SIGKILL)
+    while True:
+        time.sleep(1)
+
+def guarded(moment):
+    call = getattr(os, moment["call"])
+    def guard(*given, **named):
+        path = os.path.abspath(os.readlink(f"/proc/self/fd/{given[0]}") if len(given) == 1 else given[1])
+        here = fnmatch.fnmatchcase(path, moment["path"]) and os.path.exists(moment["armed"])
+        if here and moment["side"] == "half":
+            os.truncate(path, os.stat(path).st_size // 2)
+        if here and moment["side"] != "after":
+            strike(moment)
+        found = call(*given, **named)
+        if here and moment["side"] == "after":
+            strike(moment)
+        return found
+    return guard
+
+if "STRIKE" in os.environ:
+    moment = json.loads(os.environ["STRIKE"])
+    setattr(os, moment["call"], guarded(moment))
+"""
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
 @contextmanager
-def driver(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def driver(folder: Path, moment: Moment | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The command at work in `folder`, leader of a process group of its own, writing to `PID.txt` there."""
     environment = {name: value for name, value in os.environ.items() if name not in ("BENCH_DATA", "FORCE_COLOR")}
     environment |= {"PYTHONPATH": str(HOME)}
+    if moment is not None:
+        (folder / "armed").touch()
+        (folder / "striker").mkdir(exist_ok=True)
+        (folder / "striker" / "sitecustomize.py").write_text(STRIKER)
+        plan = asdict(moment) | {"armed": str(folder / "armed")}
+        environment |= {"PYTHONPATH": f"{folder / 'striker'}{os.pathsep}{HOME}", "STRIKE": json.dumps(plan)}
     command = ["sh", "-c", 'exec "$0" "$@" >$$.txt 2>&1', sys.executable, "-m", "bench", *WORDS]
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
     try:
@@ -103,12 +181,14 @@ def pretrainings(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def outcome(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything that must be the same bit for bit: scores, per-image scores and encoders, by cell."""
+    """Everything that must be the same bit for bit: records, per-case scores and encoders, by cell."""
     judged: dict[str, tuple[Any, ...]] = {}
     for key, record in records(folder).items():
-        digest = hashlib.sha256((folder / "runs" / record["scores_file"]).read_bytes()).hexdigest()
-        assert digest == record["scores_sha256"]
-        judged[key] = (record["status"], record["score"].hex(), digest)
+        known = {name: value for name, value in record.items() if name not in COSTS}
+        if "scores_file" in record:
+            digest = hashlib.sha256((folder / "runs" / record["scores_file"]).read_bytes()).hexdigest()
+            assert digest == record["scores_sha256"]
+        judged[key] = (record["status"], json.dumps(known, sort_keys=True))
     for name, state in pretrainings(folder).items():
         encoder = folder / "runs" / "pretrain" / name / "encoder.safetensors"
         judged[name] = (state["status"], hashlib.sha256(encoder.read_bytes()).hexdigest())
@@ -151,74 +231,71 @@ def assert_another_run_starts_nothing(folder: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- tests
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What comes of a run that nobody disturbs."""
+
+    outcome: dict[str, tuple[Any, ...]]
+    table: str
+
+
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, tuple[Any, ...]], str, float]:
-    """Outcome and table of a run that nobody disturbs, and the seconds it took."""
-    folder = tmp_path_factory.mktemp("reference")
-    began = time.monotonic()
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs have their folders, beside the images that they pretrain on."""
+    folder = tmp_path_factory.mktemp("home")
+    write_images(folder / "pool", 24, 64)
+    return folder
+
+
+def made(home: Path, name: str) -> Path:
+    (home / name).mkdir()
+    return home / name
+
+
+@pytest.fixture(scope="module")
+def reference(home: Path) -> Undisturbed:
+    folder = made(home, "reference")
     text = completed(folder)
-    seconds = time.monotonic() - began
     assert len(records(folder)) == TRANSFERS
     assert_every_cell_was_finished_once(folder)
-    return outcome(folder), table_of(text), seconds
+    return Undisturbed(outcome(folder), table_of(text))
 
 
-class Killer:
-    """Kills at moments drawn from one seed, in turn the whole process group and the driver alone."""
-
-    def __init__(self, seed: int, seconds: float) -> None:
-        self.draw, self.seconds, self.kills = random.Random(seed), seconds, 0
-        self.groups: list[int] = []
-
-    def run(self, folder: Path) -> str:
-        """Starts the command again until it ends by itself, and returns what it says then."""
-        while self.kills < KILLS:
-            with driver(folder) as process:
-                self.groups.append(process.pid)
-                with suppress(subprocess.TimeoutExpired):
-                    code = process.wait(self.draw.uniform(EARLIEST, LATEST) * self.seconds)
-                    text = said_by(process, folder)
-                    assert code == 0, text
-                    return text
-                (os.killpg if self.kills % 2 == 0 else os.kill)(process.pid, signal.SIGKILL)
-                code = process.wait()
-                assert code in (-signal.SIGKILL, 0), said_by(process, folder)  # 0: it was faster than the signal
-                self.kills += code != 0
-        return completed(folder)
-
-
-def test_killed_runs_end_as_if_nothing_had_happened(
-    reference: tuple[dict[str, tuple[Any, ...]], str, float], tmp_path: Path
-) -> None:
-    wanted, table, seconds = reference
-    killer, folders = Killer(2026, seconds), list[Path]()
-    try:
-        while killer.kills < KILLS:
-            folders.append(tmp_path / f"killed-{len(folders)}")
-            folders[-1].mkdir()
-            text = killer.run(folders[-1])
-            assert table_of(text) == table
-            assert outcome(folders[-1]) == wanted
-            assert_every_cell_was_finished_once(folders[-1])
-            assert_another_run_starts_nothing(folders[-1])
-        assert die_out(killer.groups) == []
-    finally:
-        for pid in die_out(killer.groups, 0.0):
-            os.kill(pid, signal.SIGKILL)
-    made = [item for folder in folders for item in (*records(folder).values(), *pretrainings(folder).values())]
-    assert any(0 < item["steps_run"] < item["steps"] for item in made), "no kill fell between two checkpoints"
-
-
-def test_two_runs_at_once_share_the_work(
-    reference: tuple[dict[str, tuple[Any, ...]], str, float], tmp_path: Path
-) -> None:
-    wanted, table, _ = reference
-    with driver(tmp_path) as one, driver(tmp_path) as other:
+def both_completed(folder: Path) -> list[str]:
+    """What two runs say that work in one folder at once."""
+    with driver(folder) as one, driver(folder) as other:
         codes = [process.wait(PATIENCE) for process in (one, other)]
-        texts = [said_by(process, tmp_path) for process in (one, other)]
+        texts = [said_by(process, folder) for process in (one, other)]
     assert codes == [0, 0], texts
-    assert [table_of(text) for text in texts] == [table, table]
-    assert outcome(tmp_path) == wanted
-    assert {cell: [line["event"] for line in lines] for cell, lines in events(tmp_path).items()} == {
-        cell: ["started", "finished"] for cell in ended_at(tmp_path)
+    return texts
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(home: Path, reference: Undisturbed) -> None:
+    folder, groups = made(home, "killed"), list[int]()
+    try:
+        for moment in MOMENTS:
+            with driver(folder, moment) as process:
+                groups.append(process.pid)
+                code = process.wait(PATIENCE)
+                assert code == -signal.SIGKILL, f"{moment.name}: {said_by(process, folder)}"
+        texts = both_completed(folder)  # whatever lies there now, two runs at once end it
+        assert die_out(groups) == []
+    finally:
+        for pid in die_out(groups, 0.0):
+            os.kill(pid, signal.SIGKILL)
+    assert [table_of(text) for text in texts] == [reference.table] * 2
+    assert outcome(folder) == reference.outcome
+    assert_every_cell_was_finished_once(folder)
+    assert_another_run_starts_nothing(folder)
+    results = [*records(folder).values(), *pretrainings(folder).values()]
+    assert any(0 < item["steps_run"] < item["steps"] for item in results), "no kill fell between two checkpoints"
+
+
+def test_two_runs_at_once_share_the_work(home: Path, reference: Undisturbed) -> None:
+    folder = made(home, "shared")
+    texts = both_completed(folder)
+    assert [table_of(text) for text in texts] == [reference.table] * 2
+    assert outcome(folder) == reference.outcome
+    assert {cell: [line["event"] for line in lines] for cell, lines in events(folder).items()} == {
+        cell: ["started", "finished"] for cell in ended_at(folder)
     }
