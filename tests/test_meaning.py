@@ -110,7 +110,7 @@ def test_the_digest_is_pinned() -> None:
         ),
         ("from bench.registry import method\n", "from bench.registry import method, task\n"),
         ("if TYPE_CHECKING:\n    from bench.nets import Backbone\n", "from bench.nets import Backbone\n"),
-        ('title=TITLE, paper=PAPER, groups=("a",)', 'title="Mine", paper="Nobody", groups=()'),
+        ('title=TITLE, paper=PAPER, groups=("a",)', "title=PAPER, paper=TITLE, groups=()"),
         ('PAPER = "Somebody 2020"', 'PAPER = "Somebody else 2021"'),
         ("    lr: float = 1e-3  # Adam\n", "    lr: float = 2e-3\n    momentum: float = 0.9\n"),
         ('" "a" f"b{self.lr}"', 'ab{self.lr}"'),
