@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.data import (
+    Mask,
     MissingData,
     RunLength,
     Sample,
@@ -128,7 +129,7 @@ def drawn(spec: TaskSpec, root: Path, split: str = "train", place: int = 0) -> S
             kept.append(write(mask, packed(mask, strip)))
         else:
             kept.append(RunLength(tuple(runs(part) for part in strips(strip, 2)), mask.height, mask.width))
-    return Sample(sample.name, sample.image, tuple(kept), sample.patient)
+    return Sample(sample.name, sample.image, Mask(tuple(kept)), sample.patient)
 
 
 def overlap(image: Pixels, mask: Pixels) -> float:
@@ -151,7 +152,8 @@ def refusal(spec: TaskSpec, sample: Sample) -> str:
 @pytest.mark.parametrize("name", TASKS)
 def test_image_and_mask_come_out_together(name: str, split: str, tmp_path: Path) -> None:
     spec = REGISTRY.tasks[name]
-    image, mask = prepare_sample(drawn(spec, tmp_path / AWKWARD, split), spec, SIZE)
+    made = prepare_sample(drawn(spec, tmp_path / AWKWARD, split), spec, SIZE)
+    image, mask = made["images"], made["masks"]
     assert image.shape == (SIZE, SIZE, spec.channels)
     assert mask.shape == (SIZE, SIZE)
     assert set(np.unique(mask)) == {0, 1}
@@ -192,7 +194,8 @@ def test_masks_in_every_usual_style(name: str, style: str, tmp_path: Path) -> No
     (mask,) = sample.masks
     assert isinstance(mask, Path)
     STYLES[style](scene(film_shapes(sample)[1])[1]).save(mask)
-    image, target = prepare_sample(sample, spec, SIZE)
+    made = prepare_sample(sample, spec, SIZE)
+    image, target = made["images"], made["masks"]
     assert overlap(image, target) > 0.93
 
 
@@ -201,7 +204,7 @@ def test_an_empty_mask_is_an_empty_target(tmp_path: Path) -> None:
     sample = drawn(spec, tmp_path)
     assert isinstance(sample.masks[0], Path)
     write(sample.masks[0], packed(sample.masks[0], np.zeros(FUNDUS, np.uint8)))
-    assert not prepare_sample(sample, spec, SIZE)[1].any()
+    assert not prepare_sample(sample, spec, SIZE)["masks"].any()
 
 
 def test_a_soft_map_counts_where_two_of_four_agree(tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_a_soft_map_counts_where_two_of_four_agree(tmp_path: Path) -> None:
     soft = np.repeat(np.array([0, 64, 128, 191, 255], np.uint8), 64)[None].repeat(240, axis=0)  # 240 x 320
     Image.fromarray(soft).save(str(sample.masks[0]))
     Image.fromarray(np.full((240, 320), 100, np.uint8)).save(sample.image)
-    target = prepare_sample(sample, spec, 160)[1]
+    target = prepare_sample(sample, spec, 160)["masks"]
     assert target[:, :62].max() == 0
     assert target[:, 66:].min() == 1
 
@@ -263,7 +266,7 @@ def test_the_length_of_a_jsrt_film_is_checked(tmp_path: Path) -> None:
 def test_run_lengths_that_do_not_fit_name_the_film(row: str, tmp_path: Path) -> None:
     spec = REGISTRY.tasks["siim_pneumothorax"]
     sample = drawn(spec, tmp_path)
-    broken = Sample(sample.name, sample.image, (RunLength((row,), 1024, 1024),))
+    broken = Sample(sample.name, sample.image, Mask(RunLength((row,), 1024, 1024)))
     assert refusal(spec, broken).startswith(sample.name)
 
 
@@ -430,7 +433,8 @@ def test_real_data(name: str, state: str, present: int, parts: tuple[int, int], 
     found = inventory(spec, real)
     assert (found.state, found.present) == (state, present)
     assert tuple(len(found.parts[split]) for split in SPLITS) == parts
-    image, mask = prepare_sample(found.parts["train"][0], spec, SIZE)
+    made = prepare_sample(found.parts["train"][0], spec, SIZE)
+    image, mask = made["images"], made["masks"]
     assert image.std() > 10
     assert 0.001 < mask.mean() < 0.7
 

@@ -44,8 +44,8 @@ class HParams:
 @method("fake_method", HParams, version=1, title="Fake", paper="-", groups=())
 class Fake: ...
 
-@task("fake_task", version=1, kind="segmentation", title="Fake task", groups=("first", "second"), section="-",
-      corpus="-", channels=3, metric="dsc", licence="free", citation="-", source="-", revision="1",
+@task("fake_task", version=1, title="Fake task", groups=("first", "second"), section="-",
+      corpus="-", channels=3, licence="free", citation="-", source="-", revision="1",
       folders=("-",), layout="-",
       train=4, test=2)
 def load(root, split): ...
@@ -121,8 +121,9 @@ def good_pretrain(folder: Path, report: Callable[[Mapping[str, Any]], None]) -> 
 
 def good_transfer(folder: Path, report: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     steps(report)
-    scores = {"one": 0.25, "two, with a comma": 0.75}
-    return {"score": 0.5, "image_scores": scores, "selection": "best of two", "n_images": 2, "seconds": 1.5}
+    cases = {"names": ["one", "two, with a comma"], "patients": ["a", ""], "scores": {"dsc": {"": [0.25, 0.75]}}}
+    scores = {"score": 0.5, "scores": {"dsc": 0.5}, "structures": {}, "cases": cases, "n_images": 2}
+    return {**scores, "selection": "best of two", "seconds": 1.5}
 
 
 def raising(error: BaseException) -> Work:
@@ -174,7 +175,7 @@ def test_a_transfer_leaves_a_record_that_says_everything(bench: Bench) -> None:
     assert bench.calls == ["pretrain fake_method", "transfer encoder.safetensors"]
     record = bench.record()
     wanted = {
-        "schema": 1,
+        "schema": 2,
         "method": "fake_method",
         "label": "fake_method",
         "task": "fake_task",
@@ -192,6 +193,13 @@ def test_a_transfer_leaves_a_record_that_says_everything(bench: Bench) -> None:
         "metric": "dsc",
         "score": 0.5,
         "higher_is_better": True,
+        "metrics": {"dsc": {"title": "DSC", "unit": "%", "higher_is_better": True, "scale": 100.0, "digits": 2}},
+        "scores": {"dsc": 0.5},
+        "structures": {},
+        "cases": {"names": ["one", "two, with a comma"], "patients": ["a", ""], "scores": {"dsc": {"": [0.25, 0.75]}}},
+        "fold": 0,
+        "folds": 0,
+        "truth": "mask",
         "n_images": 2,
         "pretrain_key": PRETRAIN.key,
         "cell_key": TRANSFER.key,
@@ -203,18 +211,23 @@ def test_a_transfer_leaves_a_record_that_says_everything(bench: Bench) -> None:
     }
     assert {name: record[name] for name in wanted} == wanted
     assert record["peak_memory"] > 1e6 and record["device_seconds"] >= 0 and record["device"]
-    assert record["versions"]["torch"] and record["versions"]["python"] and set(record["sources"]) == {"method", "task"}
+    assert record["versions"]["torch"] and record["versions"]["python"]
+    assert set(record["sources"]) == {"method", "task", "protocol"}
     scores = bench.site.runs / record["scores_file"]
     assert file_digest(scores) == record["scores_sha256"]
     with scores.open() as stream:
-        assert list(csv.reader(stream)) == [["image", "score"], ["one", "0.25"], ["two, with a comma", "0.75"]]
+        assert list(csv.reader(stream)) == [
+            ["name", "patient", "metric", "structure", "value"],
+            ["one", "a", "dsc", "", "0.25"],
+            ["two, with a comma", "", "dsc", "", "0.75"],
+        ]
 
 
 def test_a_result_of_an_older_encoder_names_the_source_that_made_it(bench: Bench) -> None:
     bench.run(PRETRAIN)
     made_by = bench.store.pretrained(PRETRAIN)
     assert made_by is not None
-    Path(bench.site.plugins[0]).write_text(PLUGINS + "\n# edited\n")
+    Path(bench.site.plugins[0]).write_text(PLUGINS + "\nEDITED = 1\n")
     bench.run(TRANSFER)
     sources = bench.record()["sources"]
     assert sources["method"] == made_by["sources"]["method"] != sources["task"]

@@ -164,7 +164,7 @@ def test_the_options_are_those_of_a_request_and_the_help_tells_its_defaults(
 ) -> None:
     assert set(options.REQUEST) == set(OPTIONS.values()) | {"profile"}
     text = " ".join(said(capsys, "run", "--help").split())
-    for name in ("seeds", "budget", "backbone", "protocol"):
+    for name in ("seeds", "budget", "backbone"):
         default = next(field.default for field in dataclasses.fields(Request) if field.name == name)
         assert re.search(rf"--{name} [^(]*\(default: {default}\)", text), name
     for option in options.REQUEST:
@@ -242,6 +242,9 @@ def test_lists_hold_everything_for_people_and_programs(
         "methods": set(shelves.methods),
         "tasks": set(shelves.tasks),
         "corpora": set(shelves.corpora),
+        "datasets": set(shelves.datasets),
+        "protocols": set(shelves.protocols),
+        "metrics": set(shelves.metrics),
         "groups": {*shelves.groups("method"), *shelves.groups("task")},
     }
     assert set(names) == wanted.get(kind, set(load_layouts()))
@@ -251,6 +254,7 @@ def test_backbones_are_listed_with_their_parameters(capsys: pytest.CaptureFixtur
     rows = {row["backbone"]: row for row in json.loads(said(capsys, "list", "backbones", "--json"))}
     assert rows["tiny_vgg16"] == {
         "backbone": "tiny_vgg16",
+        "images": "2-D",
         "encoder_parameters": 922_896,
         "decoder_parameters": 510_384,
         "transfer_decoder_parameters": 492_001,

@@ -398,20 +398,20 @@ def test_a_folder_is_a_corpus_too(root: Path, capsys: pytest.CaptureFixture[str]
 
 
 MINE = """
-from bench.data import RunLength, Sample
+from bench.data import Mask, RunLength, Sample
 from bench.registry import task
 
 
 @task(
-    "mine", version=1, kind="segmentation", title="Mine", groups=(), section="-", corpus="kaggle_dr", channels=3,
-    metric="dsc", licence="mine", citation="me", source="here", revision="1", folders=("mine",), layout="0.png",
+    "mine", version=1, title="Mine", groups=(), section="-", corpus="kaggle_dr", channels=3,
+    licence="mine", citation="me", source="here", revision="1", folders=("mine",), layout="0.png",
     train=3, test=1,
 )
 def load(root, split):
     runs = ["0 96", "9216 1", "1 2 3", "5 96"]
     sizes = [96, 96, 96, 48]
     return [
-        Sample(f"film {n}", root / f"{n}.png", (RunLength((runs[n],), sizes[n], sizes[n] + (n == 3)),), "both")
+        Sample(f"film {n}", root / f"{n}.png", Mask(RunLength((runs[n],), sizes[n], sizes[n] + (n == 3))), "both")
         for n in {"train": (0, 1, 2), "test": (3,)}[split]
     ]
 """

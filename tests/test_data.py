@@ -26,20 +26,20 @@ def _write_images(folder: Path, count: int = 3) -> None:
 
 
 PLUGIN = """
-from bench.data import CorpusImage, Sample, read_table
+from bench.data import CorpusImage, Mask, Sample, read_table
 from bench.registry import corpus, task
 
 TRAIN, TEST = range(12), range(12, 18)
 
 
 @task(
-    "made_up", version=1, kind="segmentation", title="Made up", groups=(), section="", corpus="made_up_corpus",
-    channels=3, metric="dsc", licence="ours", citation="nobody", source="nowhere", revision="1",
+    "made_up", version=1, title="Made up", groups=(), section="", corpus="made_up_corpus",
+    channels=3, licence="ours", citation="nobody", source="nowhere", revision="1",
     folders=("made_up", "MadeUp"), layout="0.png with 0_mask.png", train=12, test=6,
 )
 def load(root, split):
     numbers = TRAIN if split == "train" else TEST
-    return [Sample(f"{n:02}", root / f"{n}.png", (root / f"{n}_mask.png",), f"p{n // 2}") for n in numbers]
+    return [Sample(f"{n:02}", root / f"{n}.png", Mask(root / f"{n}_mask.png"), f"p{n // 2}") for n in numbers]
 
 
 @corpus(
@@ -470,7 +470,7 @@ def test_real_photographs_are_read_cropped_and_split(tmp_path: Path, shelves: re
     cell = transfer_cell(pretrain_cell(image_size=64), "chase", dataset_fingerprint=ref.fingerprint, phantom=False)
     dataset = data.open_dataset(cell, shelves, Site(tmp_path, tmp_path, root))
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (16, 4, 8)
-    assert 0.04 < dataset.masks.mean() < 0.2
+    assert 0.04 < dataset.arrays["masks"].mean() < 0.2
     assert dataset.images[:, 32, 32].min(axis=0).max() > 20  # the field of view fills the middle
     with pytest.raises(data.MissingData, match=r"hrf: \d+ of 90 files are missing"):
         data.dataset_ref(shelves.tasks["hrf"], root, tmp_path / "cache")
@@ -490,7 +490,7 @@ def test_real_partial_datasets_are_told_as_they_are(
     assert found.rule.startswith(rule)
     parts = data.samples(spec, root, allow_partial=True)
     assert sum(map(len, parts.values())) == present
-    _, mask = data.prepare_sample(parts["test"][0], spec, 96)
+    mask = data.prepare_sample(parts["test"][0], spec, 96)["masks"]
     assert 0 < mask.mean() < 0.3
 
 

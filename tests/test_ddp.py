@@ -337,7 +337,7 @@ def test_an_unknown_way_of_sharing_is_refused(tmp_path: Path) -> None:
     plugin = tmp_path / "shared.py"
     plugin.write_text(source)
     with pytest.raises(BenchError, match="declares parallel='some', but it takes mean, gather or nothing"):
-        registry.read_file(plugin)
+        registry.bare().add_file(plugin)
 
 
 def report_site(cell: str, site: str, since: float, connection: Any) -> None:

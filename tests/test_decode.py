@@ -25,7 +25,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from bench.data import RunLength, Sample, fit, prepare_image, prepare_sample, read_image, read_mask
+from bench.data import Mask, RunLength, Sample, fit, prepare_image, prepare_sample, read_image, read_mask
 from bench.data.decode import jsrt_pixels
 from bench.data.prepare import shrink
 from bench.registry import Registry
@@ -363,7 +363,7 @@ def test_rows_of_run_lengths_are_united_and_minus_one_is_empty() -> None:
 @pytest.mark.parametrize("row", ["0 5 3", "0 17", "-2 3", "10 7", "1 a"])
 def test_run_lengths_that_do_not_fit_are_named(row: str, tmp_path: Path, spec: TaskSpec) -> None:
     cv2.imwrite(str(tmp_path / "image.png"), COLOUR[:4, :4])
-    sample = Sample("1.2.840.1", tmp_path / "image.png", (RunLength((row,), 4, 4),))
+    sample = Sample("1.2.840.1", tmp_path / "image.png", Mask(RunLength((row,), 4, 4)))
     with pytest.raises(BenchError, match=r"1\.2\.840\.1: .*run lengths.*check the table"):
         prepare_sample(sample, spec, 32)
 
@@ -403,8 +403,8 @@ def test_thin_targets_keep_their_area(size: int, tmp_path: Path, spec: TaskSpec)
         cv2.line(mask, (x0, y0), (x1, y1), 255, 8)
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((1024, 1024, 3), np.uint8))
-    sample = Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",))
-    _, target = prepare_sample(sample, spec, size)
+    sample = Sample("x", tmp_path / "image.png", Mask(tmp_path / "mask.png"))
+    target = prepare_sample(sample, spec, size)["masks"]
     assert 0.7 < target.mean() / (mask > 0).mean() < 1.35  # 0.5 px wide at 64 px
     assert set(np.unique(target)) == {0, 1}
 
@@ -416,10 +416,10 @@ def test_shrinking_to_the_same_size_changes_nothing() -> None:
 def test_masks_of_another_size_are_refused(tmp_path: Path, spec: TaskSpec) -> None:
     cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
     cv2.imwrite(str(tmp_path / "mask.png"), np.zeros((20, 40), np.uint8))
-    sample = Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",))
+    sample = Sample("x", tmp_path / "image.png", Mask(tmp_path / "mask.png"))
     with pytest.raises(BenchError, match=r"mask\.png is 40x20 but its image 40x40"):
         prepare_sample(sample, spec, 32)
-    runs = Sample("x", tmp_path / "image.png", (RunLength(("-1",), 30, 40),))
+    runs = Sample("x", tmp_path / "image.png", Mask(RunLength(("-1",), 30, 40)))
     with pytest.raises(BenchError, match=r"x is 40x30 but its image 40x40"):
         prepare_sample(runs, spec, 32)
 
@@ -430,8 +430,8 @@ def test_several_masks_are_united(tmp_path: Path, spec: TaskSpec) -> None:
         mask = np.zeros((40, 40), np.uint8)
         mask[rows] = 1
         cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
-    sample = Sample("x", tmp_path / "image.png", (tmp_path / "left.png", tmp_path / "right.png"))
-    assert prepare_sample(sample, spec, 40)[1].mean() == 0.5
+    sample = Sample("x", tmp_path / "image.png", Mask((tmp_path / "left.png", tmp_path / "right.png")))
+    assert prepare_sample(sample, spec, 40)["masks"].mean() == 0.5
 
 
 def test_numbers_of_labels_that_would_count_as_nothing_are_refused(tmp_path: Path, spec: TaskSpec) -> None:
@@ -439,11 +439,11 @@ def test_numbers_of_labels_that_would_count_as_nothing_are_refused(tmp_path: Pat
     mask[:20, :20] = 2
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
-    sample = Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",))
+    sample = Sample("x", tmp_path / "image.png", Mask(tmp_path / "mask.png"))
     with pytest.raises(BenchError, match=r"mask\.png marks with values up to 2 of 255.*save it as a mask of 0 and 255"):
         prepare_sample(sample, spec, 40)
     low = dataclasses.replace(spec, label_threshold=0.004)
-    assert prepare_sample(sample, low, 40)[1].mean() == 0.25
+    assert prepare_sample(sample, low, 40)["masks"].mean() == 0.25
 
 
 @pytest.mark.parametrize(("values", "share"), [((0, 1), 0.25), ((0, 255), 0.25), ((0, 100), 0.25), ((0, 60), 0.0)])
@@ -452,5 +452,5 @@ def test_label_values_and_threshold(tmp_path: Path, spec: TaskSpec, values: tupl
     mask[:20, :20] = values[1]
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     cv2.imwrite(str(tmp_path / "image.png"), textured_images(1, 40, 3)[0])
-    _, target = prepare_sample(Sample("x", tmp_path / "image.png", (tmp_path / "mask.png",)), spec, 40)
+    target = prepare_sample(Sample("x", tmp_path / "image.png", Mask(tmp_path / "mask.png")), spec, 40)["masks"]
     assert target.mean() == share

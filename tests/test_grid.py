@@ -12,7 +12,7 @@ import pytest
 
 from bench import data
 from bench.data.store import Store, write_bytes, write_json
-from bench.registry import Registry
+from bench.registry import Registry, bare
 from bench.run.cell import end_badly, record_of, timing_of
 from bench.run.grid import Grid, PlanRow, Request, expand, load_profile, parse_fractions, plan, totals
 from bench.spec import SCHEMA, BenchError, PretrainCell, TransferCell
@@ -55,21 +55,21 @@ def ocean(root): ...
         phantom={"modality": "fundus", "images": 8, "cameras": [{}]})
 def grey(root): ...
 
-@task("veins", version=1, kind="segmentation", title="Veins", groups=("eyes",), section="Eye", corpus="pool",
-      channels=3, metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("veins",),
+@task("veins", version=1, title="Veins", groups=("eyes",), section="Eye", corpus="pool",
+      channels=3, licence="free", citation="-", source="the moon", revision="1", folders=("veins",),
       layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "vessels", "camera": {}})
 def veins(root, split): ...
 
-@task("disc", version=1, kind="segmentation", title="Disc", groups=("eyes",), section="Eye", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("disc",), layout="-",
+@task("disc", version=1, title="Disc", groups=("eyes",), section="Eye", corpus="pool", channels=3,
+      licence="free", citation="-", source="the moon", revision="1", folders=("disc",), layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "disc", "camera": {}})
 def disc(root, split): ...
 
-@task("spot", version=1, kind="segmentation", title="Spot", groups=(), section="Eye", corpus="ocean", channels=3,
-      metric="dsc", licence="free", citation="-", source="the moon", revision="1", folders=("spot",), layout="-",
+@task("spot", version=1, title="Spot", groups=(), section="Eye", corpus="ocean", channels=3,
+      licence="free", citation="-", source="the moon", revision="1", folders=("spot",), layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "exudates", "camera": {}})
 def spot(root, split): ...
@@ -78,7 +78,7 @@ def spot(root, split): ...
 
 @pytest.fixture
 def shelves(tmp_path: Path) -> Registry:
-    registry = Registry()
+    registry = bare()
     path = tmp_path / "plugins.py"
     path.write_text(PLUGINS)
     registry.add_file(path)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench.data.store import Store, live_owner, load_checkpoint, read_events, save_tensors
-from bench.registry import Registry
+from bench.registry import bare
 from bench.run import executor, launch
 from bench.run.cell import PARENT_LOST, CellOutcome, child_main
 from bench.run.executor import LocalExecutor
@@ -44,12 +44,12 @@ class Fake: ...
         phantom={"modality": "fundus", "images": 4, "cameras": [{}]})
 def pool(root): ...
 
-@task("left", version=1, kind="segmentation", title="Left", groups=("sides",), section="-", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("left",), layout="-",
+@task("left", version=1, title="Left", groups=("sides",), section="-", corpus="pool", channels=3,
+      licence="free", citation="-", source="-", revision="1", folders=("left",), layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "vessels", "camera": {}})
-@task("right", version=1, kind="segmentation", title="Right", groups=("sides",), section="-", corpus="pool", channels=3,
-      metric="dsc", licence="free", citation="-", source="-", revision="1", folders=("right",), layout="-",
+@task("right", version=1, title="Right", groups=("sides",), section="-", corpus="pool", channels=3,
+      licence="free", citation="-", source="-", revision="1", folders=("right",), layout="-",
       train=4, test=2,
       phantom={"modality": "fundus", "target": "disc", "camera": {}})
 def load(root, split): ...
@@ -114,7 +114,9 @@ def fake_transfer(
 ) -> dict[str, Any]:
     assert (weights is None) == (cell.pretrain.method == "zero") and (weights is None or weights.exists())
     fake_loop(f"{cell.pretrain.method}/{cell.task}", cell, site, folder, report)
-    return {"score": 0.5, "image_scores": {"a": 0.5}, "selection": "-", "n_images": 1, "seconds": 0.1}
+    cases = {"names": ["a"], "patients": [""], "scores": {"dsc": {"": [0.5]}}}
+    scores = {"score": 0.5, "scores": {"dsc": 0.5}, "structures": {}, "cases": cases, "n_images": 1}
+    return {**scores, "selection": "-", "seconds": 0.1}
 
 
 def fake_main(cell: str, site: str, since: float, connection: Connection) -> None:
@@ -136,7 +138,7 @@ class House:
         self.home = home
         if not (home / "plugins.py").exists():
             (home / "plugins.py").write_text(PLUGINS)
-        self.shelves = Registry()
+        self.shelves = bare()
         self.shelves.add_plugin(str(home / "plugins.py"))
         self.store = Store(home / "runs", home / "results")
 

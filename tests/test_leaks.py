@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench.data import Sample, leaks
-from bench.registry import Registry
+from bench.registry import Registry, bare
 from bench.run.grid import Request, expand
 from bench.spec import BenchError
 
@@ -46,7 +46,7 @@ def save(path: Path, picture: Pixels, quality: int = 95) -> Path:
 
 
 def samples(*paths: Path) -> list[Sample]:
-    return [Sample(path.stem, path, ()) for path in paths]
+    return [Sample(path.stem, path) for path in paths]
 
 
 def found(corpus: list[Path], parts: dict[str, list[Sample]], cache: Path) -> list[tuple[str, str, str, str]]:
@@ -187,7 +187,7 @@ def test_no_film_passes_for_that_of_another_patient(tmp_path: Path) -> None:
 PLUGINS = """
 from dataclasses import dataclass
 from pathlib import Path
-from bench.data import CorpusImage, Sample
+from bench.data import CorpusImage, Mask, Sample
 from bench.registry import corpus, method, task
 
 @dataclass(frozen=True)
@@ -213,16 +213,16 @@ def pool(root):
     return [CorpusImage(path) for path in sorted(root.glob("*.*"))]
 
 def _load(root, split):
-    return [Sample(path.stem, path, (path.with_suffix(".gif"),)) for path in sorted((root / split).glob("*.png"))]
+    return [Sample(path.stem, path, Mask(path.with_suffix(".gif"))) for path in sorted((root / split).glob("*.png"))]
 
-@task("veins", version=1, kind="segmentation", title="Veins", groups=("eyes",), section="Eye", corpus="pool",
-      channels=3, metric="dsc", licence="-", citation="-", source="-", revision="1", folders=("veins",), layout="-",
+@task("veins", version=1, title="Veins", groups=("eyes",), section="Eye", corpus="pool",
+      channels=3, licence="-", citation="-", source="-", revision="1", folders=("veins",), layout="-",
       train=2, test=2, phantom={"modality": "fundus", "target": "vessels", "camera": {}})
 def veins(root, split):
     return _load(root, split)
 
-@task("disc", version=1, kind="segmentation", title="Disc", groups=("eyes",), section="Eye", corpus="pool",
-      channels=3, metric="dsc", licence="-", citation="-", source="-", revision="1", folders=("disc",), layout="-",
+@task("disc", version=1, title="Disc", groups=("eyes",), section="Eye", corpus="pool",
+      channels=3, licence="-", citation="-", source="-", revision="1", folders=("disc",), layout="-",
       train=2, test=2, phantom={"modality": "fundus", "target": "disc", "camera": {}})
 def disc(root, split):
     return _load(root, split)
@@ -231,7 +231,7 @@ def disc(root, split):
 
 @pytest.fixture(scope="module")
 def shelves(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    registry, path = Registry(), tmp_path_factory.mktemp("plugins") / "plugins.py"
+    registry, path = bare(), tmp_path_factory.mktemp("plugins") / "plugins.py"
     path.write_text(PLUGINS)
     registry.add_file(path)
     return registry

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.metrics import METRICS, dsc, mean_score
+from bench.metrics import dsc, mean_score
+from bench.registry import scan
 
 
 def masks(*shape: int, seed: int) -> np.ndarray:
@@ -91,7 +92,7 @@ def test_mean_score_leaves_out_nan_and_order() -> None:
 
 
 def test_registry_says_how_dsc_is_read() -> None:
-    info = METRICS["dsc"]
+    info = scan().metrics["dsc"]
     assert info.higher_is_better
     assert (info.scale, info.unit, info.title) == (100, "%", "DSC")
 

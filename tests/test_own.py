@@ -108,7 +108,7 @@ def test_it_is_chosen_by_its_path_and_prepared_like_any_task(folder: Path, site:
     )
     dataset = data.open_dataset(cell, again, site)
     assert dataset.names[0] == "fall 0 é_0"
-    assert dataset.masks[0].mean() == 0.25
+    assert dataset.arrays["masks"][0].mean() == 0.25
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (6, 1, 3)
 
 
@@ -196,7 +196,7 @@ def test_another_choice_makes_another_task(folder: Path, line: str) -> None:
 def test_a_cache_of_another_version_is_not_used(folder: Path, tmp_path: Path) -> None:
     path = declared(folder, f"{PLAIN}test_fraction = 0.4\n")
     spec, site = own.read_task(path), Site(tmp_path / "runs", tmp_path / "results", None)
-    cell, shelves = transfer_cell(pretrain_cell(), "chase"), registry.Registry()
+    cell, shelves = transfer_cell(pretrain_cell(), "chase"), registry.bare()
     shelves.tasks["chase"] = spec
     before = data.dataset_folder(cell, shelves, site)
     shelves.tasks["chase"] = dataclasses.replace(spec, version=spec.version + 1)

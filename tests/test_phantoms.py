@@ -54,7 +54,8 @@ def pixel(point: list[float], size: int) -> tuple[int, int]:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, bench.phantoms; print(bench.phantoms.VERSIONS, {'numpy', 'cv2', 'torch'} & set(sys.modules))"
+    heavy = "{'numpy', 'cv2', 'torch'}"
+    code = f"import sys; from bench.data import phantoms; print(phantoms.VERSIONS, {heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")
 

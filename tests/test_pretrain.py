@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bench import registry
 from bench.data import Corpus
 from bench.nets import Backbone
+from bench.parts import checkpoints
 from bench.run import pretrain
 from bench.spec import CorpusInfo, Part, Recipe, Site, Stage
 from bench.views import Batch, Crop, Views
@@ -73,9 +74,9 @@ def test_an_optimizer_goes_on_as_if_never_stopped(name: str) -> None:
 
     weight, optimizer = fresh(torch.ones(2, 3))
     step(weight, optimizer)
-    tensors, plain = pretrain.pack_optimizer(optimizer)
+    tensors, plain = checkpoints.pack_optimizer(optimizer)
     other, resumed = fresh(weight.detach())
-    pretrain.unpack_optimizer(resumed, {key: value.clone() for key, value in tensors.items()}, plain)
+    checkpoints.unpack_optimizer(resumed, {key: value.clone() for key, value in tensors.items()}, plain)
     for _ in range(2):
         step(weight, optimizer)
         step(other, resumed)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import registry
-from bench.registry import Registry, hparams_of, load, scan
+from bench.registry import Registry, bare, hparams_of, load, scan
 from bench.spec import BenchError
 
 HOME = Path(__file__).resolve().parent.parent
@@ -24,7 +24,7 @@ class HParams:
     rate: float = 1
 """
 TASK = """
-@task("x", version=1, kind="segmentation", title="T", groups=("g",), section="S", corpus="c", channels=3, metric="dsc",
+@task("x", version=1, title="T", groups=("g",), section="S", corpus="c", channels=3,
       licence="l", citation="c", source="s", revision="1", folders=("x",), layout="l", train=2, test=1)
 def load(root, split): ...
 """
@@ -73,7 +73,7 @@ def test_names_are_listed_without_torch() -> None:
 
 
 def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path) -> None:
-    shelves = Registry()
+    shelves = bare()
     path = write(tmp_path, "mine", declare("mine", ", set={'clusters': 8}"))
     assert shelves.add_file(path) == ["mine"]
     spec = shelves.methods["mine"]
@@ -86,7 +86,7 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
 def test_variants_share_literals_by_name(tmp_path: Path) -> None:
     shared = "\nBATCH = 12\nSHARED: dict[str, object] = {'paper_batch': BATCH, 'paper': 'Mine, 2026'}\n"
     body = (shared + declare("x", ", **SHARED") + declare("y", ", min_batch=4, **SHARED")).replace(', paper="P"', "")
-    registry = Registry()
+    registry = bare()
     registry.add_file(write(tmp_path, "mine", body))
     assert [registry.methods[name].paper_batch for name in "xy"] == [12, 12]
     assert (registry.methods["x"].min_batch, registry.methods["y"].min_batch) == (1, 4)
@@ -113,24 +113,24 @@ def test_variants_share_literals_by_name(tmp_path: Path) -> None:
         ("\nSHARED = 3\n" + declare("x", ", **SHARED"), "must be literal"),
         ("\nSHARED = SHARED\n" + declare("x", ", min_batch=SHARED"), "must be literal"),
         ("\nSHARED = {'title': 'T'}\n" + declare("x", ", **SHARED"), "gives 'title' twice"),
-        (TASK.replace("dsc", "dice"), "declares an unknown metric 'dice'; choose from dsc"),
+        (TASK.replace('channels=3', 'channels=3, metrics=("dice",)'), "task 'x': unknown metric 'dice'; did you mean 'dsc'"),
     ],
 )
 def test_a_wrong_declaration_is_named_with_its_place(tmp_path: Path, body: str, message: str) -> None:
     path = write(tmp_path, "mine", body)
     with pytest.raises(BenchError, match=message) as error:
-        Registry().add_file(path)
+        bare().add_file(path)
     assert str(path) in str(error.value)
 
 
 def test_a_field_without_a_scalar_type_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", declare("x"), HEAD.replace("clusters: int = 16", "clusters: list = []"))
     with pytest.raises(BenchError, match=r"HParams\.clusters must be a bool, int, float or str"):
-        Registry().add_file(path)
+        bare().add_file(path)
 
 
 def test_a_broken_file_harms_only_itself(tmp_path: Path) -> None:
-    shelves = Registry()
+    shelves = bare()
     shelves.add_file(write(tmp_path, "hurt", "\nclass X(:\n"), tolerant=True)
     shelves.add_file(write(tmp_path, "whole", declare("whole")), tolerant=True)
     assert list(shelves.methods) == ["whole"]
@@ -140,27 +140,27 @@ def test_a_broken_file_harms_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_name_registered_twice_raises_and_names_both_places(tmp_path: Path) -> None:
-    shelves = Registry()
+    shelves = bare()
     first, second = (write(tmp_path, name, declare("same")) for name in ("a", "b"))
     shelves.add_file(first)
     with pytest.raises(BenchError, match="registered twice") as error:
         shelves.add_file(second)
     assert str(first) in str(error.value) and str(second) in str(error.value)
     with pytest.raises(BenchError, match="registered twice"):
-        Registry().add_file(write(tmp_path, "c", declare("same") + declare("same").replace("CSame", "Other")))
+        bare().add_file(write(tmp_path, "c", declare("same") + declare("same").replace("CSame", "Other")))
 
 
 def test_the_same_file_may_be_given_twice(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", declare("mine"))
-    shelves = Registry()
+    shelves = bare()
     assert shelves.add_plugin(str(path)) == shelves.add_plugin(str(path)) == ["mine"]
     assert shelves.plugins == [str(path)]
 
 
 def test_importing_two_classes_of_one_name_raises(tmp_path: Path) -> None:
-    shelves = Registry()
+    shelves = bare()
     shelves.add_file(write(tmp_path, "a", declare("collides")))
-    others = Registry()
+    others = bare()
     others.add_file(write(tmp_path, "b", declare("collides")))
     load(shelves.methods["collides"])
     with pytest.raises(BenchError, match="registered twice"):
@@ -168,7 +168,7 @@ def test_importing_two_classes_of_one_name_raises(tmp_path: Path) -> None:
 
 
 def test_a_file_that_fails_on_import_is_named(tmp_path: Path) -> None:
-    shelves = Registry()
+    shelves = bare()
     path = write(tmp_path, "mine", declare("mine") + "\nraise RuntimeError('no')\n")
     shelves.add_file(path)
     with pytest.raises(BenchError, match=r"mine\.py cannot be imported: RuntimeError: no"):
@@ -180,7 +180,7 @@ def test_a_file_that_fails_on_import_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shelves(tmp_path: Path) -> Registry:
-    found = Registry()
+    found = bare()
     found.add_file(write(tmp_path, "all", "".join(declare(name) for name in ("alpha", "alpha_two", "beta"))))
     return found
 

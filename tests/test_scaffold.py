@@ -32,8 +32,8 @@ def test_a_method_goes_into_the_checkout_around(house: Path, shelves: registry.R
     inside.mkdir(parents=True)
     path = scaffold.new("method", "mine", inside, shelves)
     assert path == house / "methods" / "mine.py"
-    [(kind, spec)] = registry.read_file(path)
-    assert (kind, spec.name, spec.title) == ("method", "mine", "Mine")
+    [found] = registry.read_file(path)
+    assert (found.kind, found.name, found.values["title"]) == ("method", "mine", "Mine")
 
 
 @pytest.mark.parametrize("content", [None, '[project]\nname = "another"\n', "[project\n"])
@@ -123,8 +123,9 @@ def test_a_scaffold_reads_as_the_house_does(tmp_path: Path, shelves: registry.Re
 @pytest.fixture
 def load(tmp_path: Path, shelves: registry.Registry, request: pytest.FixtureRequest) -> object:
     """The loader of a task scaffold, under a name of the test's own."""
-    [(_, spec)] = registry.read_file(scaffold.new("task", request.node.name, tmp_path, shelves))
-    return registry.load(spec)
+    names = registry.bare()
+    names.add_file(scaffold.new("task", request.node.name, tmp_path, shelves))
+    return registry.load(names.get("task", request.node.name))
 
 
 def write_pairs(root: Path, count: int) -> None:

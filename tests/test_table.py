@@ -45,9 +45,7 @@ WHY = "graded needs image-level grades, which the corpus photos does not have"
 
 def spec(name: str, title: str, section: str, group: str) -> TaskSpec:
     empty = dict.fromkeys(("licence", "citation", "source", "revision", "layout"), "")
-    return TaskSpec(
-        name, 1, "segmentation", title, (group,), section, "corpus", 3, "dsc", folders=(), train=20, test=8, **empty
-    )
+    return TaskSpec(name, 1, title, (group,), section, "corpus", 3, folders=(), train=20, test=8, **empty)
 
 
 TASKS = {
@@ -507,7 +505,7 @@ def test_the_present_source_wins_over_an_older_one() -> None:
 def test_other_schemas_are_counted_and_left_out() -> None:
     made = table(column("alpha", "veins", [0.5]) + column("alpha", "veins", [0.9], schema=99))
     assert cells(made)["alpha", "veins"].mean == pytest.approx(50.0)
-    assert made.notes == ("1 record with schema 99 left out: this version reads schema 1.",)
+    assert made.notes == ("1 record with schema 99 left out: this version reads schema 2.",)
     broken = record("alpha", "cup", 0, 0.5)
     del broken["budget"]
     assert "fields are missing (the first lacks budget)" in table([broken]).notes[0]

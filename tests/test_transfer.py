@@ -15,12 +15,16 @@ import torch.nn.functional as F
 
 from bench import data, metrics, nets, registry
 from bench.data import store
+from bench.parts import phases
+from bench.parts.cases import Cases
+from bench.protocols import finetune, linear
 from bench.run import pretrain, transfer
-from bench.spec import PROTOCOLS, CellError, CellInterrupted, Site, TransferCell
+from bench.spec import CellError, CellInterrupted, Site, TransferCell
 from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
 
 SHELVES = registry.scan()
 TASK = next(iter(SHELVES.tasks))
+PROTOCOLS = SHELVES.protocols_of(SHELVES.tasks[TASK])
 SIZE = 32
 
 
@@ -29,7 +33,14 @@ def _dataset(count: int = 12, seed: int = 0) -> data.Dataset:
     images = textured_images(count, SIZE, 3, seed)
     masks = (images.mean(axis=3) > 128).astype(np.uint8)
     names = tuple(f"image{index}" for index in range(count))
-    return data.Dataset(images, masks, names, train=(2, 3, 4, 5, 6, 7), validation=(0, 1), test=tuple(range(8, count)))
+    spacing, frames = np.full((count, 2), np.nan), np.tile([1.0, 0.0], (count, 2, 1))
+    arrays = {"images": images, "masks": masks, "frames": frames, "spacing": spacing}
+    return data.Dataset(arrays, names, ("",) * count, (2, 3, 4, 5, 6, 7), (0, 1), tuple(range(8, count)))
+
+
+def _each(found: dict[str, Any]) -> dict[str, float]:
+    """The score of every test image."""
+    return dict(zip(found["cases"]["names"], found["cases"]["scores"]["dsc"][""], strict=True))
 
 
 @pytest.fixture
@@ -52,17 +63,17 @@ def _judge(
     return transfer.transfer(cell, SHELVES, site, folder, weights, report)
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_scores_every_test_image_and_names_its_selection(protocol: str, dataset: data.Dataset, tmp_path: Path) -> None:
     found = _judge(_cell(protocol), tmp_path / "one")
-    assert list(found["image_scores"]) == [dataset.names[index] for index in dataset.test]
-    assert found["score"] == pytest.approx(np.mean(list(found["image_scores"].values())))
+    assert list(_each(found)) == [dataset.names[index] for index in dataset.test]
+    assert found["score"] == pytest.approx(np.mean(list(_each(found).values())))
     assert found["n_images"] == len(dataset.test)
-    assert found["selection"] == PROTOCOLS[protocol].selection
+    assert found["selection"] == SHELVES.protocols[protocol].selection
     assert _judge(_cell(protocol), tmp_path / "other") | {"seconds": 0} == found | {"seconds": 0}
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_test_part_selects_nothing(
     protocol: str, dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +81,9 @@ def test_the_test_part_selects_nothing(
     facts = ("validation_loss", "best_at", "threshold", "validation_score")
     before = _judge(_cell(protocol), tmp_path / "one")
     other = _dataset(seed=1)
-    images, masks = dataset.images.copy(), dataset.masks.copy()
-    images[8:], masks[8:] = other.images[8:], 1 - other.masks[8:]
-    changed = dataclasses.replace(dataset, images=images, masks=masks)
+    images, masks = dataset.images.copy(), dataset.arrays["masks"].copy()
+    images[8:], masks[8:] = other.images[8:], 1 - other.arrays["masks"][8:]
+    changed = dataclasses.replace(dataset, arrays={**dataset.arrays, "images": images, "masks": masks})
     monkeypatch.setattr(data, "open_dataset", lambda *_: changed)
     after = _judge(_cell(protocol), tmp_path / "other")
     assert {name: before.get(name) for name in facts} == {name: after.get(name) for name in facts}
@@ -94,7 +105,7 @@ def test_stopping_and_going_on_changes_nothing(stop: int, dataset: data.Dataset,
         _judge(cell, tmp_path / "stopped", report)
     resumed = _judge(cell, tmp_path / "stopped", report)
     assert seen == [*range(1, stop + 1), *range(stop + 1, 13)]
-    assert resumed["image_scores"] == whole["image_scores"]
+    assert resumed["cases"] == whole["cases"]
     assert resumed["steps_run"] == 12 - stop
 
 
@@ -108,16 +119,16 @@ def test_a_checkpoint_of_another_cell_is_left_alone(dataset: data.Dataset, tmp_p
 def test_the_first_phase_trains_the_decoder_alone(dataset: data.Dataset, tmp_path: Path) -> None:
     nets_seen: list[nets.SegmentationNet] = []
     states: list[dict[str, torch.Tensor]] = []
-    real = transfer._Trainer._one_step
+    real = phases.Trainer._one_step
 
-    def watched(self: transfer._Trainer, *rest: Any) -> float:
+    def watched(self: phases.Trainer, *rest: Any) -> float:
         assert isinstance(self.net, nets.SegmentationNet)
         nets_seen.append(self.net)
         states.append(copy.deepcopy(self.net.backbone.state_dict()))
         return real(self, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer._Trainer, "_one_step", watched)
+        patch.setattr(phases.Trainer, "_one_step", watched)
         _judge(_cell("finetune"), tmp_path)
     for state in states[1:7]:
         assert all(torch.equal(state[name], value) for name, value in states[0].items())
@@ -133,11 +144,11 @@ def test_training_learns_the_blobs(dataset: data.Dataset, tmp_path: Path) -> Non
 def test_the_linear_probe_is_the_least_squares_solution(dataset: data.Dataset) -> None:
     torch.manual_seed(0)
     backbone = nets.Backbone("tiny_vgg16").eval()
-    images = transfer._Images(dataset, torch.device("cpu"))
-    probe = transfer._LinearProbe(backbone, torch.device("cpu"))
+    cases = Cases(dataset, SHELVES.tasks[TASK], torch.device("cpu"))
+    probe = linear.Probe(backbone, 1, torch.device("cpu"))
     rows, targets = [], []
     for index in dataset.train:
-        pixels, target = images.take([index])
+        pixels, target = cases.take([index])
         probe.see(pixels, target, torch.randperm(SIZE * SIZE, generator=torch.Generator().manual_seed(index)))
         with torch.no_grad():
             levels = [F.interpolate(level, size=(SIZE, SIZE), mode="bilinear") for level in backbone(pixels)]
@@ -147,9 +158,9 @@ def test_the_linear_probe_is_the_least_squares_solution(dataset: data.Dataset) -
     features, wanted = torch.cat(rows).double(), torch.cat(targets).double()
     scale = features.square().mean(0).sqrt().clamp(min=1e-8)
     scaled = features / scale
-    gram = scaled.T @ scaled / len(scaled) + transfer.RIDGE * torch.eye(scaled.shape[1], dtype=torch.float64)
+    gram = scaled.T @ scaled / len(scaled) + linear.RIDGE * torch.eye(scaled.shape[1], dtype=torch.float64)
     expected = (scaled @ torch.linalg.solve(gram, scaled.T @ wanted / len(scaled))).float()
-    found = torch.cat([probe.scores(images.take([index])[0]) for index in dataset.train]).flatten()
+    found = torch.cat([probe.scores(cases.take([index])[0]) for index in dataset.train]).flatten()
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
 
 
@@ -157,7 +168,7 @@ def test_the_best_threshold_is_found() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(3, 16, 16, generator=generator) > 0.8
     scores = target.float() + 0.4 * torch.randn(3, 16, 16, generator=generator)
-    cut, score = transfer._best_threshold(scores, target)
+    cut, score = linear.best_threshold(scores, target)
     found = [float(metrics.dsc(scores > trial, target).mean()) for trial in torch.linspace(-1, 2, 2000)]
     assert score == pytest.approx(max(found), abs=0.01)
     assert score == pytest.approx(float(metrics.dsc(scores > cut, target).mean()))
@@ -181,7 +192,7 @@ def test_weights_are_handed_over_and_proven(dataset: data.Dataset, tmp_path: Pat
 
 
 def test_nothing_to_score_is_a_failure(dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "dsc", lambda prediction, target: torch.full((len(prediction),), math.nan))
+    monkeypatch.setattr(metrics.overlap, "dsc", lambda prediction, target, spacing: np.full(len(prediction), math.nan))
     with pytest.raises(CellError, match="nothing to score"):
         _judge(_cell("finetune", phase_steps=1, checks=1), tmp_path)
 
@@ -189,6 +200,6 @@ def test_nothing_to_score_is_a_failure(dataset: data.Dataset, tmp_path: Path, mo
 def test_a_loss_that_turns_nan_names_its_step(
     dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_dice_loss", lambda logits, target: logits.sum() * math.nan)
+    monkeypatch.setattr(finetune, "_dice_loss", lambda logits, target: logits.sum() * math.nan)
     with pytest.raises(CellError, match="nan at step 1 of phase 'decoder'"):
         _judge(_cell("finetune"), tmp_path)

@@ -410,7 +410,7 @@ def test_a_declaration_must_say_where_weights_come_from(tmp_path: Path) -> None:
         call = f"@method('m', HParams, version=1, title='T', paper='P', groups=(), {more})"
         path.write_text(f"{head}{call}\nclass M: ...\n")
         with pytest.raises(BenchError, match=message):
-            registry.Registry().add_file(path)
+            registry.bare().add_file(path)
 
 
 # ------------------------------------------------------------------------------------------------------------- the cell

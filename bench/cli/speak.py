@@ -63,7 +63,7 @@ def build_table(
         records,
         tables.load_layout(layout) if layout else tables.default_layout(records, found.tasks, order),
         published=tables.load_published(layout) if layout and against else None,
-        current_sources={"method": found.methods, "task": found.tasks},
+        current_sources={"method": found.methods, "task": found.tasks, "protocol": found.protocols},
         notes={name: spec.note for name, spec in found.methods.items() if spec.note},
         unavailable=unavailable,
     )

@@ -42,6 +42,7 @@ __all__ = [
     "Registry",
     "Spec",
     "backbone",
+    "bare",
     "corpus",
     "dataset",
     "hparams_of",
@@ -62,7 +63,7 @@ T = TypeVar("T")
 _PLURALS = {kind: f"{kind}s" for kind in SPECS} | {"corpus": "corpora"}
 TOML = ".toml"  # ends the name of a task for a user's own images
 HOME = Path(__file__).resolve().parents[2]  # the folder that holds the packages
-FOLDERS = ("bench/metrics", "bench/protocols", "methods", "tasks")  # of the plug-ins that come along
+OWN, PLUGINS = ("bench/metrics", "bench/protocols"), ("methods", "tasks")  # folders of what comes along
 
 _objects: dict[tuple[str, str], tuple[str, Any]] = {}  # (kind, name) -> file, decorated object
 
@@ -187,7 +188,22 @@ class Registry:
 
     def _settle(self, items: Sequence[Declared]) -> list[str]:
         specs = [(item.kind, complete(item, self.datasets)) for item in items]
-        return [self._shelve(kind, spec) for kind, spec in specs]
+        specs.sort(key=lambda pair: pair[0] == "task")  # a task may name a metric or protocol of its own file
+        names = []
+        for kind, spec in specs:
+            if isinstance(spec, TaskSpec):
+                self._check_task(spec)
+            names.append(self._shelve(kind, spec))
+        return names
+
+    def _check_task(self, task: TaskSpec) -> None:
+        """BenchError, with its place, where a task names a metric or protocol that there is not."""
+        try:
+            self.metrics_of(task)
+            for name in task.protocols:
+                self.get("protocol", name)
+        except BenchError as error:
+            raise BenchError(f"{task.origin.file}:{task.origin.line}: task {task.name!r}: {error}") from None
 
     def _shelve(self, kind: str, spec: Spec) -> str:
         shelf = self._shelf(kind)
@@ -328,11 +344,22 @@ def _entry_point_files(kind: str) -> Iterable[tuple[str, Path | None]]:
         yield point.value, Path(spec.origin) if spec is not None and spec.origin else None
 
 
+def _files(folders: Iterable[str]) -> list[Path]:
+    paths = [path for folder in folders for path in sorted((HOME / folder).glob("*.py"))]
+    return [path for path in paths if path.name != "__init__.py"]
+
+
+def bare() -> Registry:
+    """The metrics and protocols of the harness alone: what a plug-in may stand on without any other."""
+    registry = Registry()
+    registry.add_files(_files(OWN), tolerant=True)
+    return registry
+
+
 def scan(plugins: Iterable[str] = ()) -> Registry:
     """Reads the two plug-in packages, installed entry points and the given files."""
-    registry = Registry()
-    own_files = [path for folder in FOLDERS for path in sorted((HOME / folder).glob("*.py"))]
-    registry.add_files([path for path in own_files if path.name != "__init__.py"], tolerant=True)
+    registry = bare()
+    registry.add_files(_files(PLUGINS), tolerant=True)
     for kind in SPECS:
         for value, file in _entry_point_files(kind):
             if file is None:
@@ -370,7 +397,7 @@ def _row_methods(path: Path) -> tuple[str, ...]:
 
 def _module_name(path: Path) -> str:
     folder = path.parent.relative_to(HOME).as_posix() if path.is_relative_to(HOME) else ""
-    if folder in FOLDERS:
+    if folder in (*OWN, *PLUGINS):
         return f"{folder.replace('/', '.')}.{path.stem}"
     return f"bench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 

@@ -42,6 +42,7 @@ from bench.data.store import (
     write_progress,
 )
 from bench.registry import Registry
+from bench.registry.sources import source_of
 from bench.run.costs import cost_of, cost_of_events
 from bench.run.meter import Meter
 from bench.run.provenance import code_digest, commit
@@ -111,13 +112,14 @@ def _device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def sources_of(cell: Cell, shelves: Registry) -> dict[str, str]:
-    """The digests of the files a cell is made by."""
+def sources_of(cell: Cell, shelves: Registry) -> dict[str, Any]:
+    """By which version and source of its plug-ins a cell is made."""
     method = cell.method if isinstance(cell, PretrainCell) else cell.pretrain.method
-    digests = {"method": shelves.get("method", method).origin.does}
+    made_by = {"method": source_of(shelves.get("method", method))}
     if isinstance(cell, TransferCell):
-        digests["task"] = shelves.get("task", cell.task).origin.does
-    return digests
+        made_by["task"] = source_of(shelves.get("task", cell.task))
+        made_by["protocol"] = source_of(shelves.get("protocol", cell.protocol))
+    return made_by
 
 
 def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -> dict[str, Any]:
