@@ -54,8 +54,7 @@ def fit(encoder: nets.Backbone, cases: Cases, effort: Effort) -> SimpleNamespace
     template = maps(image)[0][:, rows, columns]  # (C, P)
 
     def predict(images: Tensor) -> Tensor:
-        similar = torch.einsum("nchw,cp->nphw", maps(images), template)
-        place = similar.flatten(2).argmax(2)  # (n, P)
-        return torch.stack([place // similar.shape[-1], place % similar.shape[-1]], dim=-1).double()
+        place = torch.einsum("nchw,cp->nphw", maps(images), template).flatten(2).argmax(2)  # (n, P)
+        return torch.stack([place // images.shape[-1], place % images.shape[-1]], dim=-1).double()
 
     return SimpleNamespace(predict=predict, facts={"template": cases.train[0]})
