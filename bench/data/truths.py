@@ -207,7 +207,9 @@ class _PointsKind:
             odd = sorted(set(found) ^ set(spec.structures)) or ["one of them twice"]
             raise BenchError(f"{sample.name} does not have the points of {spec.name}: {odd[0]}")
         for name, place in found.items():
-            if any(not 0 <= value <= side - 1 for value, side in zip(place, frame.shape, strict=True)):
+            if all(map(math.isnan, place)):
+                continue
+            if any(not -0.5 <= value <= side - 0.5 for value, side in zip(place, frame.shape, strict=True)):
                 raise BenchError(f"the point {name} of {sample.name} lies outside its image: check the order of axes")
         return {"points": np.array([found[name] for name in spec.structures], float)}
 
