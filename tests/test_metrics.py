@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench import registry
 from bench.metrics import dsc, mean_score
-from bench.registry import scan
 
 
 def masks(*shape: int, seed: int) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_mean_score_leaves_out_nan_and_order() -> None:
 
 
 def test_registry_says_how_dsc_is_read() -> None:
-    info = scan().metrics["dsc"]
+    info = registry.scan().metrics["dsc"]
     assert info.higher_is_better
     assert (info.scale, info.unit, info.title) == (100, "%", "DSC")
 
@@ -101,3 +101,90 @@ def test_module_imports_no_heavy_library() -> None:
     code = "import sys, bench.metrics; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------------- contract
+
+SHELVES = registry.scan()
+CASES = 12
+
+
+def _truth_and(kind: str, quality: float) -> tuple[np.ndarray, np.ndarray]:
+    """(prediction, truth) of 12 cases, right to a share of `quality`, as metrics of that kind of truth take them."""
+    rng = np.random.default_rng(3)
+    if kind == "mask":
+        truth = rng.random((CASES, 16, 16)) < 0.3
+        return np.where(rng.random(truth.shape) < quality, truth, ~truth), truth
+    if kind == "points":
+        truth = rng.uniform(0, 100, (CASES, 2))
+        return truth + (1 - quality) * rng.normal(10, 3, truth.shape), truth
+    grades = np.arange(CASES) % 2
+    right = np.arange(CASES) < CASES * quality
+    sure = np.where(right, grades, 1 - grades)
+    return np.stack([1 - sure, sure], axis=1).astype(float), grades
+
+
+@pytest.mark.parametrize("name", list(SHELVES.metrics))
+def test_a_metric_is_what_it_declares(name: str) -> None:
+    """One number for each case, or one for all where it is pooled, and the better the prediction the better it is."""
+    spec = SHELVES.metrics[name]
+    assert spec.title and spec.empty and spec.truths and spec.digits >= 0
+    function = registry.load(spec)
+    for kind in spec.truths:
+        spacing = np.full((CASES, 2), 0.5)
+        perfect, good, poor = (
+            np.atleast_1d(np.asarray(function(*_truth_and(kind, quality), spacing), float))
+            for quality in (1.0, 0.9, 0.5)
+        )
+        assert perfect.shape == ((1,) if spec.pooled else (CASES,))
+        assert np.isfinite(perfect).all() and len(set(perfect)) == 1
+        values = [value.mean() for value in (perfect, good, poor)]
+        assert values == sorted(values, reverse=spec.higher_is_better)
+        assert values[0] != values[1] != values[2]
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SHELVES.metrics.items() if spec.spaced])
+def test_a_metric_in_mm_is_undefined_where_a_pixel_has_no_size(name: str) -> None:
+    spec = SHELVES.metrics[name]
+    values = registry.load(spec)(*_truth_and(spec.truths[0], 0.9), np.full((CASES, 2), np.nan))
+    assert np.isnan(np.asarray(values, float)).all()
+
+
+@pytest.mark.parametrize("task", list(SHELVES.tasks))
+def test_a_task_names_metrics_of_its_truth(task: str) -> None:
+    spec = SHELVES.tasks[task]
+    metrics = SHELVES.metrics_of(spec)
+    assert [metric.name for metric in metrics] == list(spec.metrics) and metrics[0].name == spec.headline
+    assert all(spec.truth in metric.truths for metric in metrics)
+
+
+def test_auc_of_ties_and_of_three_grades() -> None:
+    """Against the share of pairs in the right order, a tie counting half (Hanley and McNeil 1982)."""
+    auc = registry.load(SHELVES.metrics["auc"])
+    rng = np.random.default_rng(0)
+    truth, scores = rng.integers(0, 3, 40), rng.integers(0, 5, (40, 3)) / 4
+
+    def pairs(grade: int) -> float:
+        ours, others = scores[truth == grade, grade], scores[truth != grade, grade]
+        return float(np.mean([(one > other) + 0.5 * (one == other) for one in ours for other in others]))
+
+    assert auc(scores, truth) == pytest.approx(np.mean([pairs(grade) for grade in range(3)]))
+    two = np.minimum(truth, 1)
+    expected = np.mean([(one > other) + 0.5 * (one == other)
+                        for one in scores[two == 1, 1] for other in scores[two == 0, 1]])  # fmt: skip
+    assert auc(scores[:, :2], two) == pytest.approx(expected)
+    assert math.isnan(auc(scores, two))
+
+
+def test_weighted_kappa_by_hand() -> None:
+    """1 - sum(w O) / sum(w E), w = (i - j)^2, by the table of counts (Cohen 1968)."""
+    kappa = registry.load(SHELVES.metrics["kappa"])
+    rng = np.random.default_rng(1)
+    truth, chosen = rng.integers(0, 4, 60), rng.integers(0, 4, 60)
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (truth, chosen), 1)
+    weights = (np.arange(4)[:, None] - np.arange(4)) ** 2
+    chance = counts.sum(1)[:, None] * counts.sum(0) / counts.sum()
+    assert kappa(np.eye(4)[chosen], truth) == pytest.approx(1 - (weights * counts).sum() / (weights * chance).sum())
+    assert kappa(np.eye(4)[truth], truth) == 1
+    assert math.isnan(kappa(np.eye(4)[np.zeros(5, int)], np.zeros(5, int)))
