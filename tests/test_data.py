@@ -452,6 +452,22 @@ def test_validation_shares_no_patient_with_training() -> None:
     assert train
 
 
+def test_folds_test_every_case_once_and_split_no_patient(made_up: registry.Registry, root: Path, site: Site) -> None:
+    """Eighteen images of nine patients in four folds; asked for more folds than patients, one sentence."""
+    site = dataclasses.replace(site, data=root)
+    cell = dataclasses.replace(_task_cell(data.dataset_ref(made_up.tasks["made_up"], root, site.cache)), folds=4)
+    opened = [data.open_dataset(dataclasses.replace(cell, fold=fold), made_up, site) for fold in range(4)]
+    tested = [index for part in opened for index in part.test]
+    assert sorted(tested) == list(range(18))
+    for part in opened:
+        taught = {part.patients[index] for index in (*part.train, *part.validation)}
+        assert taught.isdisjoint(part.patients[index] for index in part.test)
+        assert len(taught) + len({part.patients[index] for index in part.test}) == 9
+        assert not {part.patients[index] for index in part.train} & {part.patients[index] for index in part.validation}
+    with pytest.raises(BenchError, match="9 patients of made_up cannot be dealt out to 10 folds"):
+        data.open_dataset(dataclasses.replace(cell, folds=10), made_up, site)
+
+
 def test_every_epoch_shows_every_image_once() -> None:
     drawn = [index for step in range(6) for index in data.draw(8, 4, step, seed=3)]
     assert [sorted(drawn[at : at + 8]) for at in (0, 8, 16)] == [list(range(8))] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from bench import data
 from bench.data.store import Store, write_bytes, write_json
-from bench.registry import Registry, bare
+from bench.registry import Registry, bare, scan
 from bench.run.cell import end_badly, record_of, timing_of
 from bench.run.grid import Grid, PlanRow, Request, expand, load_profile, parse_fractions, plan, totals
 from bench.spec import SCHEMA, BenchError, PretrainCell, TransferCell
 
+KEYS = Path(__file__).parent / "golden" / "keys.json"
 PLUGINS = """
 from dataclasses import dataclass
 from bench.registry import corpus, method, task
@@ -159,6 +161,71 @@ def test_the_paper_budget_takes_each_method_at_its_own_length(shelves: Registry,
     grid = expand(replace(request_, budget="paper"), shelves)
     assert [(cell.steps, cell.batch_size) for cell in grid.pretrainings] == [(1000, 64), (10, 8)]
     assert all(cell.phase_steps is None for cell in grid.transfers)
+
+
+@pytest.mark.parametrize("row", json.loads(KEYS.read_text()), ids=lambda row: f"{row['method']}-{row['task']}")
+def test_a_cell_that_means_what_it_meant_has_its_old_key(row: dict[str, Any], tmp_path: Path) -> None:
+    asked = {"budget": row["budget"], "protocol": row["protocol"], "seeds": row["seed"] + 1}
+    asked["label_fractions"] = (row.get("label_fraction", 1.0),)
+    grid = expand(Request(row["method"], row["task"], runs=tmp_path, results=tmp_path, **asked), scan())
+    keys = {cell.key for cell in grid.transfers if cell.pretrain.method == row["method"] and cell.seed == row["seed"]}
+    assert keys == {row["key"]}
+
+
+FOLDS = """
+from bench.registry import protocol, task
+
+@task("crossed", version=1, revision="1", title="Crossed", groups=(), section="Eye", corpus="pool", channels=3,
+      licence="free", citation="-", source="the moon", folders=("crossed",), layout="-", train=5, test=0, folds=3,
+      phantom={"modality": "fundus", "target": "disc", "camera": {}})
+def crossed(root, split): ...
+
+@task("named", version=1, revision="1", title="Named", groups=(), section="Eye", corpus="pool", channels=3,
+      licence="free", citation="-", source="the moon", folders=("named",), layout="-", train=4, test=2,
+      protocols=("pointing",), truth="points", structures=("disc",), metrics=("mre_px",),
+      phantom={"modality": "fundus", "camera": {}})
+def named(root, split): ...
+
+@protocol("pointing", title="Pointing", truths=("points",), selection="nothing is selected")
+def fit(encoder, cases, effort): ...
+
+@protocol("flat", title="Flat", truths=("mask",), dims=(3,), selection="nothing is selected")
+def fit_flat(encoder, cases, effort): ...
+"""
+
+
+@pytest.fixture
+def folded(shelves: Registry, tmp_path: Path) -> Registry:
+    (tmp_path / "folds.py").write_text(FOLDS)
+    shelves.add_file(tmp_path / "folds.py")
+    return shelves
+
+
+def test_folds_are_cells_of_their_own(folded: Registry, request_: Request) -> None:
+    grid = expand(replace(request_, methods="alpha", tasks="crossed", seeds=2), folded)
+    assert len(grid.pretrainings) == 2  # folds share what was pretrained
+    alpha = [cell for cell in grid.transfers if cell.pretrain.method == "alpha"]
+    assert [(cell.seed, cell.fold, cell.folds) for cell in alpha] == [
+        (seed, fold, 3) for seed in (0, 1) for fold in range(3)
+    ]
+    assert len({cell.key for cell in alpha}) == 6
+    chosen = expand(replace(request_, methods="alpha", tasks="crossed,veins", folds=(2,)), folded)
+    assert {(cell.task, cell.fold) for cell in chosen.transfers} == {("crossed", 2), ("veins", 0)}
+    with pytest.raises(BenchError, match=r"--folds 3: crossed has the folds 0 to 2"):
+        expand(replace(request_, methods="alpha", tasks="crossed", folds=(3,)), folded)
+
+
+def test_a_protocol_that_does_not_fit_is_refused_with_those_that_do(folded: Registry, request_: Request) -> None:
+    for chosen, task, message in (
+        ("pointing", "veins", "--protocol pointing does not judge .*veins.*; choose from "),
+        ("flat", "veins", "--protocol flat does not judge .*veins"),
+        ("linear", "named", "--protocol linear does not judge .*named.*; choose from pointing$"),
+    ):
+        with pytest.raises(BenchError, match=message) as error:
+            expand(replace(request_, methods="alpha", tasks=task, protocol=chosen), folded)
+        assert "\n" not in str(error.value)
+    grid = expand(replace(request_, methods="alpha", tasks="named"), folded)
+    assert {cell.protocol for cell in grid.transfers} == {"pointing"}
 
 
 def test_an_untrained_row_has_no_corpus(shelves: Registry, request_: Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,14 +102,25 @@ def test_the_harness_names_no_plug_in_package() -> None:
             assert not outside, f"{path} imports {outside}"
 
 
-def test_the_harness_names_no_method_and_no_task() -> None:
+def test_the_harness_names_no_plug_in() -> None:
+    """No method, dataset, task or corpus anywhere in it, and no protocol outside their room."""
     shelves = scan()
-    names = {*shelves.methods, *shelves.tasks, *shelves.corpora}
-    assert len(names) > 10
+    names = {*shelves.methods, *shelves.datasets, *shelves.tasks, *shelves.corpora, *shelves.protocols}
+    assert len(names) > 10 and len(shelves.protocols) >= 2
     for path in modules():
-        if place(path)[0] == "bench":
+        if place(path)[0] == "bench" and place(path)[:2] != ("bench", "protocols"):
             constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
             assert not names & constants, f"{path} names {sorted(names & constants)}"
+
+
+@pytest.mark.parametrize("chain", [r"\bif .*\btask\.(kind|truth)\b", r"\bprotocol(\.name)? ==", r"\bdims == [23]\b"])
+def test_above_the_ground_nothing_asks_what_kind_of_task_it_serves(chain: str) -> None:
+    """What differs by truth, protocol or dimension is looked up in a registry, not asked in a chain."""
+    above = [path for path in modules() if FLOOR[room_of(place(path)) or ()] > 0 and place(path)[0] == "bench"]
+    assert len(above) > 30
+    for path in above:
+        found = [line.strip() for line in path.read_text().splitlines() if re.search(chain, line)]
+        assert not found, f"{path}: {found[0]}"
 
 
 def test_the_light_modules_import_nothing_heavy() -> None:
