@@ -14,7 +14,8 @@ from bench.registry import scan
 
 HOME = Path(__file__).resolve().parent.parent
 FLOORS = {  # the longest name that fits a module says its floor
-    0: "bench bench.registry bench.spec bench.data bench.views bench.nets bench.parts bench.losses bench.metrics",
+    0: "bench bench.registry bench.spec bench.data bench.views bench.nets bench.parts bench.losses bench.metrics "
+    "bench.stats",
     1: "methods tasks",
     2: "bench.protocols",
     3: "bench.run bench.run.pretrain bench.run.transfer bench.run.ranks bench.run.meter bench.run.costs "
@@ -27,9 +28,9 @@ FLOORS = {  # the longest name that fits a module says its floor
     9: "bench.__main__",
 }
 FLOOR = {tuple(name.split(".")): floor for floor, names in FLOORS.items() for name in names.split()}
-ROOMS = 12  # directly under bench/, at most
+ROOMS = 13  # directly under bench/, at most
 LIGHT = (
-    "registry spec data.store data data.leaks metrics run.cell run.provenance run.grid run.executor run.launch "
+    "registry spec stats data.store data data.leaks metrics run.cell run.provenance run.grid run.executor run.launch "
     "run.cluster.driver run.cluster.watch table cli.checkup cli.show cli cli.sheet"
 )
 HEAVY = ("torch", "torchvision", "lightly", "timm", "numpy", "pandas", "cv2", "scipy", "matplotlib")
