@@ -19,7 +19,7 @@ from bench.parts import phases
 from bench.parts.cases import Cases
 from bench.protocols import finetune, linear
 from bench.run import pretrain, transfer
-from bench.spec import CellError, CellInterrupted, Site, TransferCell
+from bench.spec import BenchError, CellError, CellInterrupted, Site, TransferCell
 from tests.conftest import pretrain_cell, textured_corpus, textured_images, transfer_cell
 
 SHELVES = registry.scan()
@@ -203,3 +203,77 @@ def test_a_loss_that_turns_nan_names_its_step(
     monkeypatch.setattr(finetune, "_dice_loss", lambda logits, target: logits.sum() * math.nan)
     with pytest.raises(CellError, match="nan at step 1 of phase 'decoder'"):
         _judge(_cell("finetune"), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- the same cases
+
+
+def _without(dataset: data.Dataset, *rows: int) -> data.Dataset:
+    masks = dataset.arrays["masks"].copy()
+    masks[list(rows)] = 0
+    return dataclasses.replace(dataset, arrays={**dataset.arrays, "masks": masks})
+
+
+@pytest.mark.parametrize("marks", [0, 1])
+def test_the_truth_alone_says_which_cases_count(marks: int) -> None:
+    """Whether a row marks something in an image without target changes how that is told, and no mean."""
+    dataset, task = _without(_dataset(), 9), SHELVES.tasks[TASK]
+    right = dataset.arrays["masks"][list(dataset.test)].copy()
+    right[1] = marks  # image 9, the second of the test part
+    metric = [(spec, registry.load(spec)) for spec in SHELVES.metrics_of(task)]
+    found = transfer._scores(right, dataset, task, metric)
+    assert found["score"] == 1.0
+    assert (found["n_images"], found["n_cases"], found["false_marks"]) == (3, 4, float(marks))
+    assert math.isnan(_each(found)["image9"])
+    whole = transfer._scores(right, _dataset(), task, metric)
+    assert (whole["n_images"], whole["false_marks"]) == (4, None) and whole["score"] < 1
+
+
+def test_a_structure_that_is_not_in_a_case_is_left_out_of_its_own_mean() -> None:
+    dataset = _dataset()
+    masks = dataset.arrays["masks"].copy()
+    masks[9][masks[9] == 1] = 2  # no first structure there, and in no other case the second
+    dataset = dataclasses.replace(dataset, arrays={**dataset.arrays, "masks": masks})
+    task = dataclasses.replace(SHELVES.tasks[TASK], structures=("one", "two"))
+    metric = [(spec, registry.load(spec)) for spec in SHELVES.metrics_of(task)]
+    predicted = masks[list(dataset.test)].copy()
+    predicted[0] = 2  # wrong in both: the first is not found, the second marked where it is not
+    found = transfer._scores(predicted, dataset, task, metric)
+    assert found["structures"]["dsc"] == {"one": pytest.approx(2 / 3), "two": 1.0}
+    assert found["scores"]["dsc"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["n_images"] == 4 and found["false_marks"] == pytest.approx(1 / 4)
+
+
+def test_a_test_part_without_any_target_is_refused_before_anything_is_trained(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cell, kind = _cell("finetune"), data.KINDS[SHELVES.tasks[TASK].truth]
+    whole, count = data.open_dataset(cell, SHELVES, site), SHELVES.tasks[TASK].train
+    drawn = type(kind).drawn
+
+    def emptied(first: int, end: int) -> Any:
+        numbers = iter(range(len(whole.names)))
+
+        def draw(*given: Any) -> dict[str, Any]:
+            found = drawn(*given)
+            return {"masks": found["masks"] * (not first <= next(numbers) < end)}
+
+        return draw
+
+    monkeypatch.setattr(type(kind), "drawn", emptied(count, len(whole.names)))
+    with pytest.raises(BenchError, match=f"no test image of {TASK} has a target: there is nothing to score"):
+        data.open_dataset(cell, SHELVES, dataclasses.replace(site, runs=site.runs / "other"))
+    monkeypatch.setattr(type(kind), "drawn", emptied(0, len(whole.validation)))
+    data.open_dataset(cell, SHELVES, dataclasses.replace(site, runs=site.runs / "third"))
+    assert f"no validation image of {TASK} has a target" in caplog.text
+
+
+def test_a_threshold_is_chosen_by_the_images_that_have_a_target() -> None:
+    scores = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = scores > 0.6
+    with_empty = torch.cat([scores, scores[:3]]), torch.cat([target, torch.zeros_like(target[:3])])
+    assert linear.best_threshold(*with_empty)[1] == linear.best_threshold(scores, target)[1] == 1
+    assert linear.best_threshold(scores, torch.zeros_like(target)) == (
+        linear.HALFWAY,
+        pytest.approx(math.nan, nan_ok=True),
+    )

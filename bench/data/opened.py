@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 VALIDATION_SHARE = 0.2
+
+log = logging.getLogger("bench")
 
 
 def corpus_folder(cell: PretrainCell, site: Site) -> Path:
@@ -172,7 +175,17 @@ def open_dataset(cell: TransferCell, registry: Registry, site: Site, progress: P
     lacking = KINDS[spec.truth].untaught(arrays, train, spec)
     if lacking:
         raise BenchError(lacking)
+    if not has_target(arrays, test, spec):
+        raise BenchError(f"no test image of {spec.name} has a target: there is nothing to score; check its test part")
+    if not has_target(arrays, validation, spec):
+        log.warning("no validation image of %s has a target: what is selected by them rests on nothing", spec.name)
     return Dataset(arrays, names, patients, train, validation, test)
+
+
+def has_target(arrays: Mapping[str, NDArray[Any]], rows: Sequence[int], spec: TaskSpec) -> bool:
+    """Whether anything that the task asks for is in any of these cases."""
+    kind = KINDS[spec.truth]
+    return any(kind.present(arrays, rows, at).any() for at in range(len(kind.names(spec))))
 
 
 def _parts(patients: Sequence[str], train: int, cell: TransferCell) -> tuple[list[int], tuple[int, ...]]:

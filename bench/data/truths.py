@@ -102,6 +102,12 @@ class TruthKind(Protocol):
     def compared(self, prediction: Array, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Any:
         """(prediction, truth) of the structure number `at`, as a metric wants them."""
 
+    def present(self, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Array:
+        """Which of these cases (n,) have the structure number `at`: the truth alone says which cases count."""
+
+    def marked(self, prediction: Array, at: int) -> Array:
+        """Of which cases (n,) a prediction says that they have it."""
+
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
         """The structures that have a score of their own."""
 
@@ -184,6 +190,15 @@ class _MaskKind:
         """Booleans (n, *S) on the prepared grid."""
         return prediction == at + 1, arrays["masks"][list(rows)] == at + 1
 
+    def present(self, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Array:
+        import numpy as np
+
+        return np.array([bool((arrays["masks"][row] == at + 1).any()) for row in rows], bool)
+
+    def marked(self, prediction: Array, at: int) -> Array:
+        found: Array = (prediction == at + 1).reshape(len(prediction), -1).any(axis=1)
+        return found
+
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
         return spec.structures or ("",)
 
@@ -220,12 +235,26 @@ class _PointsKind:
         return {"points": np.array(shares, float) * size - 0.5}
 
     def untaught(self, arrays: Mapping[str, Array], rows: Sequence[int], spec: TaskSpec) -> str:
-        return "" if len(rows) else f"no training image of {spec.name} has points"
+        import numpy as np
+
+        known = [not np.isnan(arrays["points"][row]).all() for row in rows]
+        return "" if any(known) else f"no training image of {spec.name} has points"
 
     def compared(self, prediction: Array, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Any:
         """Places (n, D) in the image as stored."""
         back = arrays["frames"][list(rows)]  # (n, D, 2)
         return prediction[:, at] * back[..., 0] + back[..., 1], arrays["points"][list(rows), at]
+
+    def present(self, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Array:
+        import numpy as np
+
+        return np.asarray(~np.isnan(arrays["points"][list(rows), at]).any(axis=-1))
+
+    def marked(self, prediction: Array, at: int) -> Array:
+        """Of none: a place is looked for wherever it is, so that finding one says nothing."""
+        import numpy as np
+
+        return np.zeros(len(prediction), bool)
 
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
         return spec.structures
@@ -276,6 +305,16 @@ class _GradeKind:
     def compared(self, prediction: Array, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Any:
         """Probabilities (n, K) of the grades, and grades (n,)."""
         return prediction, arrays["grades"][list(rows)]
+
+    def present(self, arrays: Mapping[str, Array], rows: Sequence[int], at: int) -> Array:
+        import numpy as np
+
+        return np.ones(len(rows), bool)
+
+    def marked(self, prediction: Array, at: int) -> Array:
+        import numpy as np
+
+        return np.ones(len(prediction), bool)
 
     def names(self, spec: TaskSpec) -> tuple[str, ...]:
         return ("",)

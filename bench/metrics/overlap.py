@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     truths=("mask",),
     unit="%",
     scale=100.0,
-    empty="undefined where prediction and truth are both empty: such a case does not count",
+    empty="a case without target does not count",
 )
 def dsc(prediction: Mask, target: Mask, spacing: object = None) -> Mask:
     """Dice similarity coefficient of each image, 2 |P and Y| / (|P| + |Y|), in [0, 1], higher is better.
 
-    NaN where both masks are empty: such an image says nothing about overlap and `mean_score` leaves it out.
+    NaN where both masks are empty. Whether an image without target counts is not said here but where scores are made:
+    it does not, whatever is predicted, so that all rows of a table are averaged over the same images.
 
     Args:
         prediction: (N, *S), bool or exactly 0 and 1; threshold probabilities first. Torch or numpy.

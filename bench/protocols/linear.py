@@ -23,6 +23,7 @@ from bench.registry import protocol
 RIDGE = 1e-3  # relative to a feature's mean square
 PIXELS = 16384  # of each training image that are seen at most
 THRESHOLDS = 200  # cuts that are tried on the validation part, even, and as many near the top
+HALFWAY = 0.5  # between off (0) and on (1) a structure, to which the layer is fitted
 
 
 class Probe:
@@ -89,13 +90,19 @@ class Probe:
 
 
 def best_threshold(scores: Tensor, target: Tensor) -> tuple[float, float]:
-    """The cut of scores (n, *S) with the highest mean DSC against boolean targets, and that DSC."""
+    """The cut of scores (n, *S) with the highest mean DSC against boolean targets, and that DSC.
+
+    Images without target say nothing; where all are so the cut is halfway between off and on, with no DSC.
+    """
+    there = target.flatten(1).any(dim=1)
+    if not there.any():
+        return HALFWAY, math.nan
     even = torch.linspace(0, 1, THRESHOLDS + 2, dtype=torch.float64)[1:-1]
     top = 1 - torch.logspace(-4, -0.5, THRESHOLDS, dtype=torch.float64)  # a lesion is a few pixels in a thousand
     levels = torch.cat([even, top])
     ordered = scores.flatten().double().sort().values
     cuts = ordered[(levels * (len(ordered) - 1)).long()]
-    found = [metrics.mean_score(metrics.dsc(scores > cut, target).tolist()) for cut in cuts]
+    found = [metrics.mean_score(metrics.dsc(scores[there] > cut, target[there]).tolist()) for cut in cuts]
     best = max(range(len(found)), key=lambda index: -math.inf if math.isnan(found[index]) else found[index])
     return float(cuts[best]), found[best]
 

@@ -164,6 +164,8 @@ def record_of(cell: TransferCell, shelves: Registry, status: str, reason: str) -
         "structures": {},
         "cases": None,
         "n_images": None,
+        "n_cases": None,
+        "false_marks": None,
         "selection": protocol.selection,
         "weights": cell.pretrain.weights or None,
         "pretrain_key": cell.pretrain.key,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,9 @@ def transfer(
 
     weights: what the pretraining exported; None for an encoder as initialised. Returns {"score" (of the headline),
     "scores" (metric -> value), "structures" (metric -> structure -> value, where there are several), "cases" (names,
-    patients, and metric -> structure -> values, None where one is not defined), "n_images", "selection", "steps",
-    "steps_run", "seconds"}. Raises CellError where the loss is not finite or the hand-over fails.
+    patients, and metric -> structure -> values, None where one is not defined), "n_images" (that count), "n_cases",
+    "false_marks", "selection", "steps", "steps_run", "seconds"}. Raises CellError where the loss is not finite or the
+    hand-over fails.
     """
     task: TaskSpec = registry.get("task", cell.task)
     protocol: ProtocolSpec = registry.get("protocol", cell.protocol)
@@ -125,22 +126,29 @@ Metric = tuple[MetricSpec, Any]  # and its function
 def _scores(
     prediction: NDArray[Any], dataset: data.Dataset, task: TaskSpec, metrics: Sequence[Metric]
 ) -> dict[str, Any]:
-    """Every metric of the task, over all, of each structure and of each case; CellError where nothing can be scored."""
+    """Every metric of the task, over all, of each structure and of each case; CellError where nothing can be scored.
+
+    The truth alone decides which cases count, so that every row of a table is averaged over the same ones: a case that
+    does not have a structure is left out of its mean whatever is predicted, and counted apart where a row marks it.
+    """
     kind, rows = KINDS[task.truth], dataset.test
-    spacing = dataset.arrays["spacing"][list(rows)]
+    names, spacing = kind.names(task), dataset.arrays["spacing"][list(rows)]
+    present = [kind.present(dataset.arrays, rows, at) for at in range(len(names))]
     found: dict[str, dict[str, float]] = {}
     each: dict[str, dict[str, list[float]]] = {}
     for spec, function in metrics:
-        for at, structure in enumerate(kind.names(task)):
+        for at, structure in enumerate(names):
             values = function(*kind.compared(prediction, dataset.arrays, rows, at), spacing)
-            if not spec.pooled:
-                each.setdefault(spec.name, {})[structure] = values = [float(value) for value in values]
-            found.setdefault(spec.name, {})[structure] = float(values) if spec.pooled else mean_score(values)
+            if spec.pooled:
+                found.setdefault(spec.name, {})[structure] = float(values)
+                continue
+            kept = [float(value) if there else math.nan for value, there in zip(values, present[at], strict=True)]
+            each.setdefault(spec.name, {})[structure] = kept
+            found.setdefault(spec.name, {})[structure] = mean_score(kept)
     scores = {name: mean_score(values.values()) for name, values in found.items()}
     headline = task.headline
     if math.isnan(scores[headline]):
         raise CellError("failed", f"the metric {headline} is not defined in any test case: there is nothing to score")
-    counted = each.get(headline)
     return {
         "score": scores[headline],
         "scores": scores,
@@ -150,10 +158,13 @@ def _scores(
             "patients": [dataset.patients[row] for row in rows],
             "scores": each,
         },
-        "n_images": len(rows) if counted is None else _counted(counted),
+        "n_images": sum(map(any, zip(*present, strict=True))),
+        "n_cases": len(rows),
+        "false_marks": _false_marks([kind.marked(prediction, at) for at in range(len(names))], present),
     }
 
 
-def _counted(each: Mapping[str, Sequence[float]]) -> int:
-    """Cases that have a score in at least one structure."""
-    return sum(not all(map(math.isnan, values)) for values in zip(*each.values(), strict=True))
+def _false_marks(marked: Sequence[NDArray[Any]], present: Sequence[NDArray[Any]]) -> float | None:
+    """The share of what is not there that is marked nevertheless; None where every structure is in every case."""
+    absent = [bool(mark) for row, there in zip(marked, present, strict=True) for mark in row[~there]]
+    return sum(absent) / len(absent) if absent else None
