@@ -130,7 +130,7 @@ class LocalDiscrimination(nn.Module):
 
     def _mixup_loss(self, first: Tensor, mixed: Tensor, weight: Tensor) -> Tensor:
         """A mixed patch must find the mixture of its patches' embeddings (Eqs. 16 to 20), which takes no gradient."""
-        one, other = first.detach().chunk(2)  # (B/2, G, K)
+        one, other = first.detach().float().chunk(2)  # (B/2, G, K)
         target = F.normalize(torch.lerp(other, one, weight[:, None, None]), dim=2)
         return self._discriminate(mixed, target)
 

@@ -261,6 +261,9 @@ def test_an_untrained_row_has_no_corpus(shelves: Registry, request_: Request) ->
         ({"seeds": 0}, "--seeds must be at least 1"),
         ({"jobs": 0}, "--jobs must be at least 1"),
         ({"steps": 0}, "--steps must be at least 1"),
+        ({"transfer_steps": 0}, "--transfer-steps must be at least 1"),
+        ({"transfer_steps": 2, "transfer_epochs": 2}, "exclude each other"),
+        ({"precision": "16"}, "unknown precision '16': choose from 32, bf16"),
         ({"backbone": "tiny_vg16"}, "unknown backbone 'tiny_vg16'; did you mean 'tiny_vgg16'"),
         ({"corpus": "/"}, "for the images of a folder write --corpus folder:/"),
         ({"corpus": "???"}, "`bench list corpora`"),
@@ -308,6 +311,63 @@ def test_ten_thousand_cells_are_planned_in_five_seconds_of_a_processor(shelves: 
 
 
 # ------------------------------------------------------------------------------------------------------------- profile
+
+
+def test_precision_and_the_length_of_a_transfer_are_in_the_key(shelves: Registry, request_: Request) -> None:
+    plain = expand(request_, shelves)
+    for changes in ({"precision": "bf16"}, {"transfer_steps": 7}, {"transfer_epochs": 3}):
+        other = expand(replace(request_, **changes), shelves)
+        assert not {cell.key for cell in plain.transfers} & {cell.key for cell in other.transfers}
+        shared = {cell.key for cell in plain.pretrainings} & {cell.key for cell in other.pretrainings}
+        assert bool(shared) == ("precision" not in changes)  # an encoder does not depend on how it will be judged
+    assert expand(replace(request_, precision="32"), shelves).transfers == plain.transfers
+
+
+def test_a_profile_declares_budgets_of_its_own(shelves: Registry, request_: Request, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("""
+budget = "mine"
+[cluster]
+""")
+    with pytest.raises(BenchError, match="unknown budget 'mine'"):
+        expand(replace(request_, **load_profile(path)), shelves)
+    path.write_text("""
+seeds = 1
+[budget.mine]
+based_on = "quick"
+steps = 7
+transfer-epochs = 3
+checks = 2
+precision = "bf16"
+image_size = 64
+""")
+    made = replace(request_, **load_profile(path), budget="mine")
+    cell = next(cell for cell in expand(made, shelves).transfers if cell.pretrain.method == "alpha")
+    assert (cell.pretrain.steps, cell.phase_steps, cell.phase_epochs, cell.checks) == (7, None, 3, 2)
+    assert (cell.precision, cell.pretrain.precision, cell.image_size) == ("bf16", "bf16", 64)
+    label = "quick (image_size=64, checks=2, transfer_epochs=3, precision=bf16)"
+    assert cell.budget == label and cell.pretrain.budget == label.replace("(", "(steps=7, ")
+    shorter = expand(replace(made, steps=5), shelves).pretrainings[0]
+    assert shorter.steps == 5 and "steps=5" in shorter.budget and "steps=7" not in shorter.budget
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[budget.quick]\nbased_on = 'smoke'", "has the name of a budget that there is already"),
+        ("[budget.mine]\nsteps = 3", "says on which budget it is based"),
+        ("[budget.mine]\nbased_on = 'quik'", "unknown budget 'quik'; did you mean 'quick'"),
+        ("[budget.mine]\nbased_on = 'quick'\nstep = 3", "unknown key 'step'; did you mean 'steps'"),
+        ("[budget.mine]\nbased_on = 'quick'\nsteps = 0", "sets steps to 0, but it takes a whole number from 1 on"),
+        ("[budget.mine]\nbased_on = 'quick'\nprecision = 16", "takes '32' or 'bf16'"),
+        ("[budget.mine]\nbased_on = 'quick'\ntransfer_steps = 1\ntransfer_epochs = 1", "exclude each other"),
+        ("[budget]\nmine = 3", "says on which budget it is based"),
+    ],
+)
+def test_a_wrong_budget_of_a_profile_is_refused(table: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(table)
+    with pytest.raises(BenchError, match=message):
+        load_profile(tmp_path / "mine.toml")
 
 
 def test_a_profile_sets_fields_of_the_request(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,25 @@ def test_one_step_is_finite_and_reaches_the_encoder(name: str, channels: int) ->
     frozen = [key for key, item in run.method.named_parameters() if not item.requires_grad and item.grad is not None]
     assert frozen == []
     assert all("momentum" not in key for key, item in run.method.named_parameters() if item.grad is not None)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_one_step_in_bfloat16_keeps_memory_and_losses_in_float32(name: str) -> None:
+    """Networks compute in half; parameters, queues, banks, statistics and losses do not."""
+    found = []
+    for precision in ("32", "bf16"):
+        cell, corpus = replace(_cell(name), precision=precision), textured_corpus(8, SIZE, 3)
+        run = pretrain._Run(cell, SHELVES.methods[name], corpus, pretrain.set_up(Site(Path(), Path(), None), precision))
+        run.method.train()
+        for step in (0, cell.steps - 1):
+            run.enter(step)
+            found.append(run.train_step())
+        half = [key for key, item in run.method.state_dict().items() if item.dtype in (torch.bfloat16, torch.float16)]
+        assert not half
+    full, half_precision = found[0]["loss"], found[2]["loss"]
+    assert all(math.isfinite(value) for losses in found for value in losses.values())
+    assert half_precision == pytest.approx(full, rel=0.05, abs=0.05)
+    assert half_precision != full  # it was computed in another precision at all
 
 
 @pytest.mark.parametrize("name", list(SHELVES.methods))

@@ -135,11 +135,32 @@ def test_folders_tell_what_is_inside() -> None:
 def test_a_budget_names_its_changes() -> None:
     quick = BUDGETS["quick"]
     assert quick.with_overrides(None, None, None) is quick
-    assert quick.with_overrides(quick.steps, None, None).name == "quick"
+    assert quick.with_overrides(quick.steps, None, None).label == "quick"
     changed = quick.with_overrides(7, None, 3)
-    assert changed.name == "quick (steps=7, batch_size=3)" and (changed.steps, changed.batch_size) == (7, 3)
+    assert changed.label == "quick (steps=7, batch_size=3)" and (changed.steps, changed.batch_size) == (7, 3)
+    assert changed.transfer_label == "quick"
     with pytest.raises(BenchError, match="--batch-size must be at least 1, not 0"):
         quick.with_overrides(None, None, 0)
+
+
+def test_a_budget_reaches_the_length_of_a_transfer_and_the_precision() -> None:
+    quick = BUDGETS["quick"]
+    longer = quick.with_overrides(7, transfer_steps=200, precision="bf16")
+    assert longer.label == "quick (steps=7, transfer_steps=200, precision=bf16)"
+    assert longer.transfer_label == "quick (transfer_steps=200, precision=bf16)"
+    assert (longer.phase_steps, longer.precision) == (200, "bf16")
+    epochs = longer.with_overrides(transfer_epochs=12)
+    assert (epochs.phase_steps, epochs.phase_epochs) == (None, 12)
+    assert epochs.transfer_label == "quick (precision=bf16, transfer_epochs=12)"
+    same = quick.with_overrides(transfer_steps=quick.phase_steps, precision="32")
+    assert same is quick
+    assert quick.with_overrides(transfer_epochs=quick.phase_epochs).phase_steps is None  # steps decided before
+    with pytest.raises(BenchError, match="--transfer-steps and --transfer-epochs exclude each other"):
+        quick.with_overrides(transfer_steps=3, transfer_epochs=3)
+    with pytest.raises(BenchError, match="--transfer-epochs must be at least 1, not 0"):
+        quick.with_overrides(transfer_epochs=0)
+    with pytest.raises(BenchError, match="unknown precision 'fp16': choose from 32, bf16"):
+        quick.with_overrides(precision="fp16")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ def test_a_record_of_another_schema_is_kept_aside_when_the_cell_is_run_again(sto
     assert json.loads(kept.read_text())["schema"] == SCHEMA + 1
 
 
+def test_a_result_of_a_gpu_that_does_not_tell_its_precision_is_run_again(store: Store) -> None:
+    """Release 0.2 computed in bfloat16 there, under the key that means float32 now."""
+    store.write(record(device_type="cuda"))
+    assert store.done(KEY) is None
+    with collected_warnings() as warnings:
+        assert store.write(record(device_type="cuda", precision="32"))
+    assert store.done(KEY) is not None and len(warnings) == 1 and "bfloat16" in warnings[0]
+    assert not store.write(record(device_type="cuda", precision="32", score=0.1))
+    assert len(list((store.results / "quarantine").iterdir())) == 1
+
+
 # --------------------------------------------------------------------------------------------------- unwritable places
 
 

@@ -90,6 +90,13 @@ def test_the_test_part_selects_nothing(
     assert before["score"] != after["score"]
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_judges_in_bfloat16_too(protocol: str, dataset: data.Dataset, tmp_path: Path) -> None:
+    full, half = (_judge(_cell(protocol, precision=name), tmp_path / name) for name in ("32", "bf16"))
+    assert half["score"] == pytest.approx(full["score"], abs=0.1)
+    assert _cell(protocol, precision="bf16").key != _cell(protocol).key
+
+
 @pytest.mark.parametrize("stop", [2, 6, 7, 11])
 def test_stopping_and_going_on_changes_nothing(stop: int, dataset: data.Dataset, tmp_path: Path) -> None:
     cell = _cell("finetune")

@@ -44,10 +44,13 @@ REQUEST: dict[str, Any] = {
     "set": option(
         list[str] | None, "--set", "A hyper-parameter: METHOD.FIELD=VALUE (repeatable).", WHAT, metavar="SET"
     ),
-    "budget": option(Text, "--budget", "smoke, quick or paper.", LENGTH, "quick", "NAME"),
+    "budget": option(Text, "--budget", "smoke, quick, short, paper, or one of the profile.", LENGTH, "quick", "NAME"),
     "steps": option(Whole, "--steps", "Pretraining steps, on top of the budget.", LENGTH, metavar="N"),
     "image_size": option(Whole, "--image-size", "Side of the images in pixels.", LENGTH, metavar="PX"),
     "batch_size": option(Whole, "--batch-size", "Images per pretraining step.", LENGTH, metavar="N"),
+    "transfer_steps": option(Whole, "--transfer-steps", "Steps of each phase of a transfer.", LENGTH, metavar="N"),
+    "transfer_epochs": option(Whole, "--transfer-epochs", "The same in epochs.", LENGTH, metavar="N"),
+    "precision": option(Text, "--precision", "32, or bf16 where the network is computed.", LENGTH, "32", "NAME"),
     "data": option(Folder, "--data", "Data root, or BENCH_DATA; none: phantoms.", PLACE, metavar="DIR"),
     "runs": option(Folder, "--runs", "Checkpoints and logs.", PLACE, "./runs", "DIR"),
     "results": option(Folder, "--results", "Records.", PLACE, "./results", "DIR"),

@@ -27,6 +27,7 @@ from bench.registry import Registry, hparams_of, load, scan
 from bench.run.ranks import Team
 from bench.run.turns import Turn, losses_of, owners, turns
 from bench.spec import (
+    PRECISIONS,
     BenchError,
     CellError,
     CellInterrupted,
@@ -103,23 +104,24 @@ def build_optimizer(recipe: Recipe | Part, parameters: list[nn.Parameter]) -> to
 # ---------------------------------------------------------------------------------------------------------------- setup
 
 
-def set_up(site: Site) -> Fabric:
-    """Fabric on the site's device, deterministic, with the site's number of threads."""
+def set_up(site: Site, precision: str = "32") -> Fabric:
+    """Fabric on the site's device in that precision, deterministic, with the site's number of threads."""
     from lightning_fabric import Fabric
 
     settle(site)
     kind, _, index = site.device.partition(":")
+    named: Any = PRECISIONS[precision]
     if kind != "cuda":
-        return Fabric(accelerator="cpu", devices=1, precision="32-true")
-    return Fabric(accelerator="cuda", devices=[int(index or 0)], precision="bf16-mixed")
+        return Fabric(accelerator="cpu", devices=1, precision=named)
+    return Fabric(accelerator="cuda", devices=[int(index or 0)], precision=named)
 
 
 def settle(site: Site) -> None:
-    """The site's number of threads, and what makes torch deterministic."""
+    """The site's number of threads, and what makes torch deterministic; float32 is float32, not TF32."""
     torch.set_num_threads(site.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def preparing(report: Report) -> Callable[[int, int], None]:
@@ -390,9 +392,9 @@ def pretrain(
         return _bring(cell, spec, folder, registry)
     corpus = data.open_corpus(cell, registry, site, preparing(report))
     if site.ranks == 1:
-        return _train(_Run(cell, spec, corpus, set_up(site), registry), site, folder, report)
+        return _train(_Run(cell, spec, corpus, set_up(site, cell.precision), registry), site, folder, report)
     settle(site)
-    with Team(site, _assist, (cell, site, folder), folder / "log.txt") as fabric:
+    with Team(site, _assist, (cell, site, folder), folder / "log.txt", cell.precision) as fabric:
         return _train(_Run(cell, spec, corpus, fabric, registry), site, folder, report)
 
 

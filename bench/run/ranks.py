@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.spec import FAILED, OUT_OF_MEMORY, CellError, Site
+from bench.spec import FAILED, OUT_OF_MEMORY, PRECISIONS, CellError, Site
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,7 +37,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 Work = Callable[["Fabric", Any], None]
 
 
-def join(site: Site, rank: int, meeting: Path) -> Fabric:
+def join(site: Site, rank: int, meeting: Path, precision: str) -> Fabric:
     """Fabric on this rank's device, once all ranks have come; `meeting` is a file that they share."""
     import torch.distributed as dist
     from lightning_fabric import Fabric
@@ -65,11 +65,12 @@ def join(site: Site, rank: int, meeting: Path) -> Fabric:
     dist.init_process_group(backend, init_method=place, rank=rank, world_size=site.ranks, timeout=PATIENCE)
     # not every parameter takes part in every stage; all buffers change alike in all ranks
     strategy = DDPStrategy(process_group_backend=backend, find_unused_parameters=True, broadcast_buffers=False)
+    named: Any = PRECISIONS[precision]
     fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=list(range(first, first + site.ranks)) if cuda else site.ranks,
         strategy=strategy,
-        precision="bf16-mixed" if cuda else "32-true",
+        precision=named,
         plugins=[Place()],
     )
     fabric.launch()
@@ -99,7 +100,9 @@ def bind_to_parent() -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-def _assist(work: Work, arguments: Any, site: Site, rank: int, meeting: Path, log: Path, words: Connection) -> None:
+def _assist(
+    work: Work, arguments: Any, site: Site, rank: int, meeting: Path, log: Path, words: Connection, precision: str
+) -> None:
     """The whole life of a rank above 0; its last words are how it failed."""
     for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)  # rank 0 still needs it for the step that it ends with
@@ -108,7 +111,7 @@ def _assist(work: Work, arguments: Any, site: Site, rank: int, meeting: Path, lo
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        fabric = join(site, rank, meeting)
+        fabric = join(site, rank, meeting, precision)
         work(fabric, arguments)
         fabric.barrier()  # no rank leaves while another still listens to it
     except Exception as error:
@@ -149,8 +152,8 @@ class Team:
     is lost, what stopped it becomes the CellError of the whole.
     """
 
-    def __init__(self, site: Site, work: Work, arguments: Any, log: Path) -> None:
-        self.site, self.work, self.arguments, self.log = site, work, arguments, log
+    def __init__(self, site: Site, work: Work, arguments: Any, log: Path, precision: str = "32") -> None:
+        self.site, self.work, self.arguments, self.log, self.precision = site, work, arguments, log, precision
         self.folder = Path(tempfile.mkdtemp(prefix="bench-ranks-"))
         self.helpers: list[tuple[Any, Connection]] = []
 
@@ -168,12 +171,12 @@ class Team:
         meeting = self.folder / "meeting"
         for rank in range(1, self.site.ranks):
             ours, theirs = context.Pipe(duplex=False)
-            arguments = (self.work, self.arguments, self.site, rank, meeting, self.log, theirs)
+            arguments = (self.work, self.arguments, self.site, rank, meeting, self.log, theirs, self.precision)
             helper = context.Process(target=_assist, args=arguments, name=f"rank {rank}", daemon=True)
             helper.start()
             theirs.close()
             self.helpers.append((helper, ours))
-        self.fabric = join(self.site, 0, meeting)
+        self.fabric = join(self.site, 0, meeting, self.precision)
         return self.fabric
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

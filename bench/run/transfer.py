@@ -79,7 +79,7 @@ def transfer(
     task: TaskSpec = registry.get("task", cell.task)
     protocol: ProtocolSpec = registry.get("protocol", cell.protocol)
     metrics = registry.metrics_of(task)
-    fabric = set_up(site)
+    fabric = set_up(site, cell.precision)
     torch.manual_seed(derive(cell.seed, "backbone", cell.pretrain.backbone, cell.pretrain.channels))
     name, channels = cell.pretrain.backbone, cell.pretrain.channels
     backbone = nets.Backbone(name, channels, registry.encoder(name))

@@ -102,25 +102,76 @@ class Budget:
     phase_epochs: int  # epochs of each phase of a transfer where phase_steps is None
     checks: int  # how often the validation part is looked at in each phase
 
-    def with_overrides(self, steps: int | None, image_size: int | None, batch_size: int | None) -> Budget:
-        """The same budget with what the command line put on top; the label names every change."""
-        given = {"steps": steps, "image_size": image_size, "batch_size": batch_size}
-        changes = {name: value for name, value in given.items() if value is not None}
-        for name, value in changes.items():
-            if value < 1:
+    precision: str = "32"  # of PRECISIONS, the same on every device
+    changes: tuple[tuple[str, Any], ...] = ()  # (option, value) on top of the budget of this name
+
+    @property
+    def label(self) -> str:
+        """Its name with every change."""
+        return self._label(dict(self.changes))
+
+    @property
+    def transfer_label(self) -> str:
+        """The label of what a transfer uses of it: without what concerns pretraining alone."""
+        return self._label({name: value for name, value in self.changes if name not in ("steps", "batch_size")})
+
+    def _label(self, changes: Mapping[str, Any]) -> str:
+        return (
+            f"{self.name} ({', '.join(f'{name}={value}' for name, value in changes.items())})" if changes else self.name
+        )
+
+    def with_overrides(
+        self,
+        steps: int | None = None,
+        image_size: int | None = None,
+        batch_size: int | None = None,
+        *,
+        transfer_steps: int | None = None,
+        transfer_epochs: int | None = None,
+        checks: int | None = None,
+        precision: str | None = None,
+    ) -> Budget:
+        """The same budget with what a command line or a profile puts on top; the label names every change."""
+        lengths = {"steps": steps, "image_size": image_size, "batch_size": batch_size, "checks": checks}
+        lengths |= {"transfer_steps": transfer_steps, "transfer_epochs": transfer_epochs}
+        for name, value in lengths.items():
+            if value is not None and value < 1:
                 raise BenchError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        changed = {name: value for name, value in changes.items() if getattr(self, name) != value}
+        if transfer_steps is not None and transfer_epochs is not None:
+            raise BenchError(
+                "--transfer-steps and --transfer-epochs exclude each other: both are the length of a phase"
+            )
+        if precision is not None and precision not in PRECISIONS:
+            raise BenchError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+        given: dict[str, Any] = {name: value for name, value in lengths.items() if value is not None}
+        if precision is not None:
+            given["precision"] = precision
+        changed = {name: value for name, value in given.items() if self._told(name) != value}
         if not changed:
             return self
-        label = f"{self.name} ({', '.join(f'{name}={value}' for name, value in changed.items())})"
-        return dataclasses.replace(self, name=label, **changed)
+        fields = {_FIELDS.get(name, name): value for name, value in changed.items()}
+        if "transfer_epochs" in changed:
+            fields["phase_steps"] = None
+        left_out = {"transfer_epochs": "transfer_steps", "transfer_steps": "transfer_epochs"}
+        told = {name: value for name, value in self.changes if name not in map(left_out.get, changed)}
+        return dataclasses.replace(self, changes=tuple((told | changed).items()), **fields)
 
+    def _told(self, name: str) -> Any:
+        """What an option of the command line is in this budget."""
+        if name == "transfer_epochs" and self.phase_steps is not None:
+            return None
+        return getattr(self, _FIELDS.get(name, name))
+
+
+_FIELDS = {"transfer_steps": "phase_steps", "transfer_epochs": "phase_epochs"}  # option -> field of a budget
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}  # and what Lightning Fabric calls them
 
 BUDGETS: dict[str, Budget] = {
     budget.name: budget
     for budget in (
         Budget("smoke", 4, image_size=64, batch_size=None, batch_cap=4, phase_steps=4, phase_epochs=1, checks=1),
         Budget("quick", 300, image_size=96, batch_size=None, batch_cap=8, phase_steps=60, phase_epochs=10, checks=4),
+        Budget("short", 2000, 128, batch_size=None, batch_cap=8, phase_steps=None, phase_epochs=100, checks=20),
         Budget("paper", None, 512, batch_size=None, batch_cap=None, phase_steps=None, phase_epochs=100, checks=100),
     )
 }
@@ -438,6 +489,11 @@ class CorpusInfo:
 # --------------------------------------------------------------------------------------------------------------- cells
 
 
+def _unless_full(precision: str) -> dict[str, str]:
+    """What a key says of a precision: nothing of full float32, which keys had before there was a choice."""
+    return {"precision": precision} if precision != "32" else {}
+
+
 @dataclass(frozen=True)
 class PretrainCell:
     """A method with its hyper-parameters on a corpus: one encoder."""
@@ -459,6 +515,7 @@ class PretrainCell:
     dropped: tuple[str, ...] = ()  # SHA-256 of the files left out; the fingerprint is of what remains
     weights: str = ""  # where nothing is trained here, SHA-256 of the file with the weights, or "library"
     weights_file: str = ""  # where that file lies
+    precision: str = "32"  # of PRECISIONS
 
     kind = "pretrain"
 
@@ -484,12 +541,16 @@ class PretrainCell:
             common["weights"] = self.weights
         if self.steps == 0:
             return common
-        return common | {
-            "corpus": self.corpus_fingerprint,
-            "steps": self.steps,
-            "image_size": self.image_size,
-            "batch_size": self.batch_size,
-        }
+        return (
+            common
+            | _unless_full(self.precision)
+            | {
+                "corpus": self.corpus_fingerprint,
+                "steps": self.steps,
+                "image_size": self.image_size,
+                "batch_size": self.batch_size,
+            }
+        )
 
     @cached_property
     def key(self) -> str:
@@ -527,6 +588,7 @@ class TransferCell:
     protocol_version: int = 1
     folds: int = 0  # that the cases are dealt out to; 0: the official parts
     leaks: tuple[tuple[str, str], ...] = ()  # ("test", "train" or "known", what the corpus shares with the task)
+    precision: str = "32"  # of PRECISIONS
 
     kind = "transfer"
 
@@ -554,7 +616,7 @@ class TransferCell:
             choices["protocol_version"] = self.protocol_version
         if self.folds:
             choices["folds"] = self.folds
-        return choices
+        return choices | _unless_full(self.precision)
 
     @cached_property
     def key(self) -> str:

@@ -80,12 +80,17 @@ class Store:
         path = self.record_path(record["cell_key"])
         known = self.read(record["cell_key"])
         if known is not None and known.get("schema") not in SCHEMAS:
-            target, schema = set_aside(path, self.results / "quarantine"), known.get("schema")
+            target, schema = self._aside(path), known.get("schema")
             LOG.warning("record %s has schema %s, not %s; it is kept as %s", path, schema, SCHEMA, target)
+        elif known is not None and _half_without_saying(known):
+            LOG.warning("record %s was computed in bfloat16; it is kept as %s", path, self._aside(path))
         elif known is not None and known["status"] == DONE:
             return False
         write_json(path, {**record, "seal": _seal(record)})
         return True
+
+    def _aside(self, path: Path) -> Path | None:
+        return set_aside(path, self.results / "quarantine")
 
     def records(self) -> list[dict[str, Any]]:
         """Every whole record, ordered by key."""
@@ -134,7 +139,7 @@ class Store:
     def pretrained(self, cell: PretrainCell) -> dict[str, Any] | None:
         """The state of a pretraining whose encoder is there."""
         state = self.state(cell)
-        if state is None or state.get("status") != DONE:
+        if state is None or state.get("status") != DONE or _half_without_saying(state):
             return None
         try:
             size = self.encoder(cell).stat().st_size
@@ -208,8 +213,13 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 
 
 def settled(record: Mapping[str, Any]) -> bool:
-    """Whether a record holds a result, in this schema."""
-    return record.get("schema") in SCHEMAS and record["status"] == DONE
+    """Whether a record holds a result that counts for its key, in a schema that is read."""
+    return record.get("schema") in SCHEMAS and record["status"] == DONE and not _half_without_saying(record)
+
+
+def _half_without_saying(facts: Mapping[str, Any]) -> bool:
+    """Whether a record or state is of release 0.2 on a GPU: in bfloat16, under a key that now means float32."""
+    return "precision" not in facts and facts.get("device_type") == "cuda"
 
 
 def _seal(record: Mapping[str, Any]) -> str:

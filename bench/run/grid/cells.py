@@ -105,7 +105,6 @@ class _Expansion:
     request: Request
     registry: Registry
     budget: Budget
-    transfer_budget: str  # its label without what concerns pretraining alone
     tick: Tick
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unavailable: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -165,11 +164,12 @@ class _Expansion:
             phantom=False,
             backbone=line.backbone,
             channels=task.channels,
-            budget=self.transfer_budget,
+            budget=self.budget.transfer_label,
             steps=0,
             image_size=self.budget.image_size,
             batch_size=0,
             seed=seed,
+            precision=self.budget.precision,
         )
         if not spec.trains:
             return self._brought(untrained, line, task)
@@ -201,7 +201,7 @@ class _Expansion:
             corpus=corpus.name,
             corpus_fingerprint=corpus.fingerprint,
             phantom=corpus.phantom,
-            budget=self.budget.name,
+            budget=self.budget.label,
             steps=self.budget.steps if self.budget.steps is not None else _declared(spec, "paper_steps"),
             batch_size=self._batch(spec),
             dropped=dropped,
@@ -289,13 +289,14 @@ class _Expansion:
             phase_epochs=self.budget.phase_epochs,
             checks=self.budget.checks,
             batch_size=task.batch_size,
-            budget=self.transfer_budget,
+            budget=self.budget.transfer_label,
             seed=seed,
             present=dataset.present,
             expected=dataset.expected,
             rule=dataset.rule,
             allow_partial=self.request.allow_partial,
             leaks=audited.leaks(pretrain.corpus, task) if audited else (),
+            precision=self.budget.precision,
         )
 
     def protocol(self, task: TaskSpec) -> ProtocolSpec:
@@ -455,7 +456,7 @@ def expand(request: Request, registry: Registry, tick: Tick = silent) -> Grid:
     request = _named(request, registry)
     if request.layout is not None:
         return expand_layout(load_layout(request.layout), request, registry, tick)
-    work = _Expansion(request, registry, *check_request(request, registry), tick)
+    work = _Expansion(request, registry, check_request(request, registry), tick)
     fractions = checked_fractions(request.label_fractions)
     rows = _rows(request, registry)
     tasks: list[TaskSpec] = [registry.get("task", name) for name in registry.select("task", request.tasks)]
@@ -480,7 +481,7 @@ def expand_layout(layout: Layout, request: Request, registry: Registry, tick: Ti
     """
     if layout.counted:
         raise BenchError(f"nothing of the layout {layout.name} runs: `bench table {layout.name}` counts it")
-    work = _Expansion(request, registry, *check_request(request, registry), tick)
+    work = _Expansion(request, registry, check_request(request, registry), tick)
     methods = registry.select("method", request.methods) if request.methods else list(registry.methods)
     tasks = registry.select("task", request.tasks) if request.tasks else list(registry.tasks)
     unknown = [("row", row.method) for row in layout.rows if row.method not in registry.methods]

@@ -6,14 +6,14 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bench.data.store import Store
 from bench.registry import Registry
 from bench.run.grid.profile import Cluster, read_cluster
-from bench.spec import BACKBONES, BUDGETS, BenchError, Budget, Site, suggest
+from bench.spec import BACKBONES, BUDGETS, PRECISIONS, BenchError, Budget, Site, suggest
 
 SIZE_MULTIPLE = 32  # the coarsest stride of the backbones, px
 
@@ -30,6 +30,9 @@ class Request:
     steps: int | None = None
     image_size: int | None = None
     batch_size: int | None = None
+    transfer_steps: int | None = None  # of each phase of a transfer
+    transfer_epochs: int | None = None
+    precision: str | None = None  # 32 or bf16; None: the budget's
     backbone: str = "tiny_vgg16"
     protocol: str | None = None  # None: the default of each task
     corpus: str | None = None  # NAME or folder:PATH; None: the one each task declares
@@ -48,6 +51,7 @@ class Request:
     cells_per_gpu: int = 1  # cells that share a GPU, as far as its memory allows
     gpus_per_cell: int = 1  # devices that share one pretraining
     cluster: Cluster | None = None  # of the profile: cells are jobs of a cluster; None: processes here
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # of the profile, beside ours
 
     @property
     def store(self) -> Store:
@@ -66,13 +70,14 @@ class Request:
         )
 
 
-CLUSTER = "cluster"  # the table of a profile that is no option of the command line
+CLUSTER, BUDGET = "cluster", "budget"  # tables of a profile; `budget` is also an option, then a text
 OPTIONS = {
     item.name: item.name.replace("label_fractions", "label_fraction")
     for item in fields(Request)
-    if item.name != CLUSTER
+    if item.name not in (CLUSTER, "budgets")
 }
-_WHOLE = ("seeds", "steps", "image_size", "batch_size", "jobs", "cells_per_gpu", "gpus_per_cell")
+_LENGTHS = ("steps", "image_size", "batch_size", "transfer_steps", "transfer_epochs")
+_WHOLE = ("seeds", *_LENGTHS, "jobs", "cells_per_gpu", "gpus_per_cell")
 _PATHS = ("data", "runs", "results")
 _LISTS = ("methods", "tasks")
 _SWITCHES = ("skip_missing", "allow_partial", "drop_leaks")
@@ -120,11 +125,37 @@ def load_profile(path: Path) -> dict[str, Any]:
         if option == CLUSTER:
             found[CLUSTER] = read_cluster(value, path)
             continue
+        if option == BUDGET and isinstance(value, dict):
+            found["budgets"] = {name: _own_budget(name, table, path) for name, table in value.items()}
+            continue
         if option not in fields:
             near = suggest(option, [*fields, CLUSTER]) or f"; it may hold {', '.join(fields)}"
             raise BenchError(f"the profile {path} has an unknown key {key!r}{near}")
         found[fields[option]] = _profile_value(path, option, value)
     return found
+
+
+def _own_budget(name: str, table: Any, path: Path) -> Budget:
+    """A `[budget.NAME]` of a profile: one of ours with changes, by which its label names it."""
+    place = f"the profile {path}, [budget.{name}]"
+    if name in BUDGETS:
+        raise BenchError(f"{place} has the name of a budget that there is already; give it one of its own")
+    if not isinstance(table, dict) or not isinstance(table.get("based_on"), str):
+        raise BenchError(f"{place} says on which budget it is based: based_on = {', '.join(map(repr, BUDGETS))}")
+    changes = {key.replace("-", "_"): value for key, value in table.items() if key.replace("-", "_") != "based_on"}
+    for key, value in changes.items():
+        if key not in (*_LENGTHS, "precision", "checks"):
+            near = suggest(key, [*_LENGTHS, "precision", "checks"])
+            raise BenchError(f"{place} has an unknown key {key!r}{near or '; it may hold ' + ', '.join(_LENGTHS)}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (value in PRECISIONS if key == "precision" else whole and value >= 1):
+            wanted = " or ".join(map(repr, PRECISIONS)) if key == "precision" else "a whole number from 1 on"
+            raise BenchError(f"{place} sets {key} to {value!r}, but it takes {wanted}")
+    base: Budget = _named("budget", table["based_on"], BUDGETS)
+    try:
+        return base.with_overrides(**changes)
+    except BenchError as error:
+        raise BenchError(f"{place}: {error}") from None
 
 
 def _profile_value(path: Path, option: str, value: Any) -> Any:
@@ -156,8 +187,8 @@ def _profile_value(path: Path, option: str, value: Any) -> Any:
     return Path(value).expanduser() if option in _PATHS else value
 
 
-def check_request(request: Request, registry: Registry) -> tuple[Budget, str]:
-    """The budget with its overrides, and the label of what transfers use of it."""
+def check_request(request: Request, registry: Registry) -> Budget:
+    """The budget with its overrides."""
     if request.seeds < 1:
         raise BenchError(f"--seeds must be at least 1, not {request.seeds}")
     if request.jobs is not None and request.jobs < 1:
@@ -173,12 +204,13 @@ def check_request(request: Request, registry: Registry) -> tuple[Budget, str]:
         )
     if request.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
         raise BenchError(f"unknown device {request.device!r}: give cpu, cuda or cuda:N")
-    named: Budget = _named("budget", request.budget, BUDGETS)
-    budget = named.with_overrides(request.steps, request.image_size, request.batch_size)
+    named: Budget = _named("budget", request.budget, {**BUDGETS, **request.budgets})
+    transfer = {name: getattr(request, name) for name in ("transfer_steps", "transfer_epochs", "precision")}
+    budget = named.with_overrides(request.steps, request.image_size, request.batch_size, **transfer)
     if budget.image_size % SIZE_MULTIPLE:
         raise BenchError(f"--image-size must be a multiple of {SIZE_MULTIPLE}, not {budget.image_size}")
     check_backbone(request.backbone, registry)
-    return budget, named.with_overrides(None, request.image_size, None).name
+    return budget
 
 
 def _check_ranks(request: Request) -> None:
