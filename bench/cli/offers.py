@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,9 +67,26 @@ def show_(
 
 
 @app.command()
-def doctor(data: Data = None, runs: Runs = RUNS, results: Results = RESULTS, json: Json = False) -> int:
-    """Look at Python, torch, GPU, Slurm, disk and data."""
-    checks = show.doctor(registry.scan(), runs, results, data or data_from_environment())
+def doctor(
+    data: Data = None,
+    runs: Runs = RUNS,
+    results: Results = RESULTS,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Let every method take a few steps here, and compare what must be the same."),
+    ] = False,
+    methods: Annotated[str, typer.Option("--methods", help="With --prove: these only.", metavar="A,B")] = "all",
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="With --prove: cpu, cuda, cuda:1 (default: the GPU).", metavar="NAME"),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Look at Python, torch, GPU, Slurm, disk and data; with --prove at what is computed here."""
+    found = registry.scan()
+    if prove:
+        return _prove(found, methods, device, json)
+    checks = show.doctor(found, runs, results, data or data_from_environment())
     if json:
         show.say_json([vars(check) for check in checks])
         return 0
@@ -77,6 +96,42 @@ def doctor(data: Data = None, runs: Runs = RUNS, results: Results = RESULTS, jso
         f"\n{show.counted(problems, 'problem')} found" if problems else "\nready to run", "red" if problems else "green"
     )
     return 0
+
+
+def _prove(found: registry.Registry, methods: str, device: str | None, json: bool) -> int:
+    """The page of `bench doctor --prove`; 1 where anything is off."""
+    names = found.select("method", methods)
+    from bench.run.executor import devices
+    from bench.run.prove import prove
+
+    page = prove(found, names, devices(device or "auto")[0], lambda name: print(f"proving {name}", file=sys.stderr))
+    if json:
+        show.say_json(dataclasses.asdict(page))
+        return 1 if page.faults else 0
+    exact = page.device == "cpu"
+    show.say(f"{page.device} against {'itself' if exact else 'the CPU'}, {page.seconds:.0f} s\n")
+    rows = [
+        (
+            proof.method,
+            f"{proof.apart:.1e}" if proof.apart else "the same bits",
+            f"{proof.apart_half:.1e}",
+            f"{proof.milliseconds:.0f}",
+            show.bytes_text(proof.memory),
+            show.counted(len(proof.faults), "fault") if proof.faults else "holds",
+        )
+        for proof in page.proofs
+    ]
+    show.columns(["method", "32 apart", "bf16 apart", "ms a step", "memory", ""], rows)
+    for line in page.ranks:
+        show.say(line)
+    if page.packed:
+        show.say(f"{page.packed} of the largest of these cells share this GPU's memory (--cells-per-gpu)")
+    for fault in page.faults:
+        show.say(fault, "red")
+    show.say(
+        f"\n{show.counted(len(page.faults), 'fault')}" if page.faults else "\nproven", "red" if page.faults else "green"
+    )
+    return 1 if page.faults else 0
 
 
 @app.command()

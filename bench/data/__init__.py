@@ -23,7 +23,7 @@ from bench.data.files import (
     samples,
 )
 from bench.data.kinds import PREPARATION, CorpusRef, DatasetRef, Inventory
-from bench.data.maps import MARK, map_folders
+from bench.data.maps import MARK, computed_map, map_folders
 from bench.data.opened import (
     Corpus,
     Dataset,
@@ -62,6 +62,7 @@ __all__ = [
     "Points",
     "RunLength",
     "Sample",
+    "computed_map",
     "corpus_content",
     "corpus_files",
     "corpus_folder",

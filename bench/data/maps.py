@@ -52,6 +52,14 @@ def side_maps(
     }
 
 
+def computed_map(images: NDArray[np.uint8], spec: SideMapSpec) -> NDArray[np.float32]:
+    """A side map (N, *S) or (N, *S, K) of images (N, *S, C), computed now."""
+    import numpy as np
+
+    compute = load(spec)
+    return np.stack([_computed(compute, image, spec.name) for image in images])
+
+
 def _plan(images: NDArray[np.uint8], spec: SideMapSpec) -> Plan:
     compute: Callable[[Any], Any] = load(spec)
 

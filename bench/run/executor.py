@@ -261,7 +261,7 @@ def cpu_count() -> int:
     return cores
 
 
-def _devices(wanted: str) -> list[str]:
+def devices(wanted: str) -> list[str]:
     """The devices that cells are handed out to; BenchError for one that is not here."""
     if wanted == "cpu":
         return ["cpu"]
@@ -287,12 +287,12 @@ def local(
     """Processes here: `jobs` at a time, by default one per core, or `cells_per_gpu` per GPU as far as memory allows."""
 
     def make(site: Site, since: float) -> Executor:
-        devices = _devices(site.device)
-        if devices[0] == "cpu":
-            return LocalExecutor(site, jobs or max(1, cpu_count() // (site.threads * site.ranks)), since, devices)
-        if len(devices) < site.ranks:
-            raise BenchError(f"--gpus-per-cell {site.ranks}, but there are {len(devices)} GPU(s) here; ask for fewer")
+        places = devices(site.device)
+        if places[0] == "cpu":
+            return LocalExecutor(site, jobs or max(1, cpu_count() // (site.threads * site.ranks)), since, places)
+        if len(places) < site.ranks:
+            raise BenchError(f"--gpus-per-cell {site.ranks}, but there are {len(places)} GPU(s) here; ask for fewer")
         packing = Packing(min(gpu_memories()), cells_per_gpu, needed) if cells_per_gpu > 1 else None
-        return LocalExecutor(site, jobs or len(devices) * cells_per_gpu, since, devices, packing=packing)
+        return LocalExecutor(site, jobs or len(places) * cells_per_gpu, since, places, packing=packing)
 
     return make
