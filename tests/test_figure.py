@@ -42,7 +42,7 @@ def test_a_chart_per_task_with_rows_marks_and_notes() -> None:
     made = golden_table("real")
     figure = picture(made)
     said = words(figure)
-    charts = sum(sum(head.is_mean or bool(head.metric) for head in panel.heads) for panel in made.panels)
+    charts = sum(sum(head.is_mean or bool(head.measure.metric) for head in panel.heads) for panel in made.panels)
     assert len(figure.axes) == charts == 5
     for part in ("alpha", "graded", "n/a", "†§", "¶", "DSC, % →", "PHANTOM"):
         assert (part in said) == (part != "PHANTOM")

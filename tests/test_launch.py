@@ -456,19 +456,19 @@ def test_a_cell_of_a_driver_that_died_elsewhere_is_taken_over(house: House) -> N
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:0"])
 def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(BenchError, match="unknown device"):
-        executor._devices(device)
+        executor.devices(device)
 
 
 def test_devices_are_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "visible_gpus", lambda: 2)
-    assert executor._devices("auto") == executor._devices("cuda") == ["cuda:0", "cuda:1"]
-    assert executor._devices("cuda:1") == ["cuda:1"] and executor._devices("cpu") == ["cpu"]
+    assert executor.devices("auto") == executor.devices("cuda") == ["cuda:0", "cuda:1"]
+    assert executor.devices("cuda:1") == ["cuda:1"] and executor.devices("cpu") == ["cpu"]
     with pytest.raises(BenchError, match="there is no cuda:2: torch sees 2"):
-        executor._devices("cuda:2")
+        executor.devices("cuda:2")
     monkeypatch.setattr(executor, "visible_gpus", lambda: 0)
-    assert executor._devices("auto") == ["cpu"]
+    assert executor.devices("auto") == ["cpu"]
     with pytest.raises(BenchError, match="torch sees no GPU here"):
-        executor._devices("cuda")
+        executor.devices("cuda")
 
 
 def test_gpus_are_handed_out_by_index(house: House) -> None:

@@ -236,21 +236,85 @@ def test_welch_agrees_with_scipy() -> None:
     assert welch([1.0, 1.0], [2.0, 2.0]) == 0.0
 
 
+DICE = {"title": "DSC", "unit": "%", "higher_is_better": True, "scale": 100.0, "digits": 2}
+LENGTH = {"title": "MRE", "unit": "mm", "higher_is_better": False, "scale": 1.0, "digits": 3}
+SHARE = {"title": "Hits", "unit": "%", "higher_is_better": True, "scale": 100.0, "digits": 1}
+
+
+def measured(method: str, task: str, lengths: list[float], **changes: Any) -> list[dict[str, Any]]:
+    """Records of schema 2 with a length as headline and a share beside it."""
+    return [
+        record(method, task, seed, length, schema=2, metric="length", higher_is_better=False,
+               metrics={"length": LENGTH, "share": SHARE}, scores={"length": length, "share": 1 / (1 + length)},
+               **changes)
+        for seed, length in enumerate(lengths)
+    ]  # fmt: skip
+
+
 def test_a_lower_error_is_better() -> None:
-    lengths: dict[str, Any] = {"metric": "mre_mm", "higher_is_better": False}
-    records = column("alpha", "heart", [2.50, 2.52, 2.51], **lengths) + column(
-        "beta", "heart", [1.5, 1.52, 1.51], **lengths
-    )
-    made = table(records)
+    made = table(measured("alpha", "heart", [2.50, 2.52, 2.51]) + measured("beta", "heart", [1.5, 1.52, 1.51]))
     found = cells(made)
     assert found["beta", "heart"].best and not found["alpha", "heart"].best
     assert found["beta", "heart"].mean == pytest.approx(1.51)  # mm, not percent
     assert "MRE in mm, lower is better." in made.panels[0].notes
+    for form in ("text", "md", "latex"):
+        assert "Heart (mm)" in render(made, form) and "1.510 ± 0.010" in render(made, form).replace(r"$\pm$", "±")
 
 
-def test_no_mean_over_different_metrics() -> None:
-    records = column("alpha", "veins", [0.7]) + column("alpha", "cup", [2.0], metric="mre_mm", higher_is_better=False)
-    assert cells(table(records))["alpha", "mean_eyes"].status == "mixed metrics"
+def test_tasks_of_different_metrics_are_panels_of_their_own() -> None:
+    """With the digits, the direction and the mean of each; nothing is averaged over two metrics."""
+    records = column("alpha", "veins", [0.7, 0.72]) + column("alpha", "disc", [0.8, 0.82])
+    records += measured("alpha", "cup", [2.0, 2.2]) + measured("alpha", "heart", [4.0, 4.2], group="eyes")
+    made = table(records)
+    assert [panel.measure.metric for panel in made.panels] == ["dsc", "length"]
+    assert [[head.name for head in panel.heads if not head.is_mean] for panel in made.panels] == [
+        ["veins", "disc"], ["cup", "heart"]
+    ]  # fmt: skip
+    assert cells(made)["alpha", "mean_eyes"].mean == pytest.approx(76.0)
+    assert "length" not in made.panels[0].header and "MRE in mm" in made.panels[1].header
+    lines = list(csv.DictReader(io.StringIO(render(made, "csv"))))
+    assert [(line["metric"], line["unit"]) for line in lines] == [("dsc", "%"), ("length", "mm")]
+    assert lines[1]["cup"] == "2.100" and lines[0]["veins"] == "71.00"
+
+
+def test_another_metric_than_the_headline_can_be_asked_for() -> None:
+    records = measured("alpha", "heart", [1.0, 3.0]) + column("alpha", "veins", [0.7])
+    layout = default_layout(records, TASKS, ORDER)
+    made = build(records, layout, metric="share")
+    assert cells(made)["alpha", "heart"].mean == pytest.approx(37.5)
+    assert made.panels[0].measure.title == "Hits" and len(made.panels) == 1
+    assert "1 record of tasks without share: veins." in made.notes
+    with pytest.raises(BenchError, match="no record has the metric 'shares'; did you mean 'share'"):
+        build(records, layout, metric="shares")
+    with pytest.raises(BenchError, match="no record has the metric 'x'; records have dsc, length, share"):
+        build(records, layout, metric="x")
+
+
+def test_a_record_that_lacks_the_metric_is_a_gap() -> None:
+    records = measured("alpha", "heart", [1.0]) + measured("beta", "heart", [2.0])
+    del records[1]["scores"]["share"]
+    made = build(records, default_layout(records, TASKS, ORDER), metric="share")
+    assert cells(made)["beta", "heart"].status == "no score"
+
+
+def test_folds_are_averaged_within_a_seed_and_never_over_a_part() -> None:
+    def folds(method: str, seed: int, scores: dict[int, float]) -> list[dict[str, Any]]:
+        return [
+            record(method, "veins", seed, score, fold=fold, folds=3, cell_key=f"{method}{seed}{fold}")
+            for fold, score in scores.items()
+        ]
+
+    records = folds("alpha", 0, {0: 0.6, 1: 0.7, 2: 0.8}) + folds("alpha", 1, {0: 0.5, 1: 0.7, 2: 0.9})
+    records += folds("beta", 0, {0: 0.6, 1: 0.7, 2: 0.8}) + folds("beta", 1, {0: 0.9, 2: 0.9})
+    records += folds("gamma", 0, {0: 0.9})
+    made = table(records)
+    found = cells(made)
+    assert found["alpha", "veins"].values == pytest.approx((70.0, 70.0)) and found["alpha", "veins"].n == 2
+    assert found["beta", "veins"].values == pytest.approx((70.0,))
+    assert found["gamma", "veins"].status == "part of the folds" and found["gamma", "veins"].mark == "1/3"
+    assert "3 folds x seeds 0-1" in made.panels[0].header
+    assert "mean ± standard deviation over n = 2 seeds, each the mean over 3 folds" in render(made, "md")
+    assert "k/m = only k of the m folds" in render(made, "md")
 
 
 def test_a_task_with_two_metrics_is_refused() -> None:

@@ -56,6 +56,7 @@ def build_table(
     layout: str | None = None,
     against: str | None = None,
     unavailable: Mapping[tuple[str, str], str] | None = None,
+    metric: str | None = None,
 ) -> Table:
     from bench import table as tables
 
@@ -66,4 +67,5 @@ def build_table(
         current_sources={"method": found.methods, "task": found.tasks, "protocol": found.protocols},
         notes={name: spec.note for name, spec in found.methods.items() if spec.note},
         unavailable=unavailable,
+        metric=metric,
     )

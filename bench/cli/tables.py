@@ -36,6 +36,10 @@ def table(
     budget: Annotated[str | None, _only("budget", "this budget")] = None,
     protocol: Annotated[str | None, _only("protocol", "this protocol")] = None,
     corpus: Annotated[str | None, _only("corpus", "this corpus")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Another metric than the first of every task.", show_default=False, metavar="NAME"),
+    ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw the table into a .png, .pdf or .svg too.", show_default=False, metavar="FILE"),
@@ -55,7 +59,7 @@ def table(
     chosen = {"backbone": backbone, "budget": budget, "protocol": protocol, "corpus": corpus}
     records = show.only(records, found, methods, tasks, chosen)
     order = sorted(found.methods, key=lambda name: found.methods[name].trains)  # baselines first
-    made = build_table(records, found, order, layout, against)
+    made = build_table(records, found, order, layout, against, metric=metric)
     if figure is not None:
         tables.draw(made, figure)
     print(tables.render(made, format_), end="")

@@ -13,6 +13,7 @@ from bench.table import notes as words
 from bench.table.counts import count_parameters
 from bench.table.layout import Column, Layout, Mean, Record, is_usable
 from bench.table.panel import (
+    FOLDS,
     LEAKS,
     MISSING,
     PART,
@@ -22,19 +23,26 @@ from bench.table.panel import (
     Condition,
     Gap,
     Head,
+    Measure,
     Panel,
     PanelRow,
     Table,
     average,
     has_other_data,
-    unit_of,
+    measure_of,
     variance,
 )
-from bench.table.select import Line, fraction_of, inside, lines, shown_columns, split
-
-_SCALES = {"%": 100.0, "mm": 1.0}  # from a record's score to what is printed
-
-Metric = tuple[str, bool]  # name, whether higher is better
+from bench.table.select import (
+    Line,
+    by_measure,
+    by_metric,
+    folds_of,
+    fraction_of,
+    inside,
+    lines,
+    shown_columns,
+    split,
+)
 
 
 @dataclass
@@ -68,22 +76,29 @@ def build(
     current_sources: Mapping[str, Mapping[str, Declared]] | None = None,
     notes: Mapping[str, str] | None = None,
     unavailable: Mapping[tuple[str, str], str] | None = None,
+    metric: str | None = None,
 ) -> Table:
-    """The table of `records` that `layout` describes, one panel per condition.
+    """The table of `records` that `layout` describes, one panel per condition and metric.
 
     `published` is the layout whose published numbers stand beside ours. `current_sources` holds the declarations of
     today, {"method": {name: spec}, "task": {...}}: numbers of another source are marked. `notes` holds a footnote per
-    method, `unavailable` why a method cannot be had on a task, by (method, task). BenchError where one task comes
-    with two metrics.
+    method, `unavailable` why a method cannot be had on a task, by (method, task). `metric` shows that one of the
+    records' metrics instead of the headline of every task. BenchError where one task comes with two metrics, and where
+    no record has the one asked for.
     """
     if layout.counted:
         return count_parameters(layout, published)
     records = list(records)
     usable = [record for record in records if is_usable(record)]
     shown, outside = inside(usable, layout)
+    if metric is not None and shown:
+        shown, without = by_metric(shown, metric)
+        outside += without
+    measures = _measures(shown)
     panels = [
-        _panel(condition, group, _Job(layout, published, current_sources or {}, notes or {}, unavailable or {}))
+        _panel(condition, measure, part, _Job(layout, published, current_sources or {}, notes or {}, unavailable or {}))
         for condition, group in split(shown, layout)
+        for measure, part in by_measure(group, measures)
     ]
     remarks = words.left_out(records) if len(usable) < len(records) else []
     if not panels:
@@ -93,10 +108,10 @@ def build(
     return Table(layout.name, layout.title, layout.source, tuple(panels), tuple(remarks + outside))
 
 
-def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
+def _panel(condition: Condition, measure: Measure, records: list[Record], job: _Job) -> Panel:
     rows, columns = lines(records, job.layout, job.unavailable), shown_columns(records, job.layout)
     job.partial = frozenset(words.partial_columns(records, columns))
-    heads, grid = _with_means(*_grid(rows, columns, records, job), job.layout)  # grid (heads, rows)
+    heads, grid = _with_means(*_grid(rows, columns, measure, records, job), job.layout)  # grid (heads, rows)
     grid = [_best_marked(cells, head) for head, cells in zip(heads, grid, strict=True)]
     if job.published is not None:
         grid = [
@@ -125,6 +140,8 @@ def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
             for line, cells in zip(rows, zip(*grid, strict=True), strict=True)
         ),
         against=job.published is not None,
+        measure=measure,
+        folds=folds_of(records),
     )
     said = words.data_notes(records, columns, panel) + words.leak_notes(job.leaks)
     return replace(
@@ -138,10 +155,10 @@ def _panel(condition: Condition, records: list[Record], job: _Job) -> Panel:
 
 
 def _grid(
-    rows: list[Line], columns: list[Column], records: list[Record], job: _Job
+    rows: list[Line], columns: list[Column], measure: Measure, records: list[Record], job: _Job
 ) -> tuple[list[Head], list[list[Cell]]]:
     """Heads and cells (columns, rows) of the tasks alone; what is no number goes into the job's gaps."""
-    metrics = _metrics(records)
+    scored = {str(record["task"]) for record in records if record["status"] == DONE}
     found: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         found[str(record["method"]), str(record["task"])].append(record)
@@ -151,7 +168,7 @@ def _grid(
             column.label,
             column.section,
             (column.key,),
-            *metrics.get(column.task, ("", True)),
+            measure if column.task in scored else Measure(),
             is_mean=False,
             task=column.task,
             fraction=column.label_fractions[0] if len(column.label_fractions) == 1 else None,
@@ -167,37 +184,40 @@ def _grid(
                 for record in found[line.row.method, column.task]
                 if column.takes(fraction_of(record)) and line.holds(record)
             ]
-            cells.append(_cell(own, line, column, unit_of(head.metric), job))
+            cells.append(_cell(own, line, column, head.measure, job))
         grid.append(cells)
     return heads, grid
 
 
-def _metrics(records: list[Record]) -> dict[str, Metric]:
-    """Metric and direction of every task that has a number."""
-    found: dict[str, Metric] = {}
+def _measures(records: list[Record]) -> dict[str, Measure]:
+    """The measure of every task that has a number; BenchError where its records disagree on what it is."""
+    found: dict[str, Measure] = {}
     for record in records:
         if record["status"] != DONE:
             continue
-        metric = (str(record.get("metric")), bool(record.get("higher_is_better", True)))
-        if found.setdefault(str(record["task"]), metric) != metric:
-            names = sorted({metric[0], found[record["task"]][0]})
+        task, measure = str(record["task"]), measure_of(record)
+        known = found.setdefault(task, measure)
+        if replace(known, title="", digits=0) != replace(measure, title="", digits=0):
+            names = sorted({measure.metric, known.metric})
             raise BenchError(
-                f"records of task {record['task']!r} disagree on the metric or its direction ({', '.join(names)}); "
+                f"records of task {task!r} disagree on the metric, its unit or its direction ({', '.join(names)}); "
                 "move the outdated ones out of the records folder"
             )
     return found
 
 
-def _cell(records: list[Record], line: Line, column: Column, unit: str, job: _Job) -> Cell:
-    """All repetitions of one row on one task, each the mean over the column's label fractions."""
-    repetitions: dict[tuple[int, int], dict[float, list[Record]]] = defaultdict(lambda: defaultdict(list))
+def _cell(records: list[Record], line: Line, column: Column, measure: Measure, job: _Job) -> Cell:
+    """All seeds of one row on one task, each the mean over the column's label fractions and the task's folds."""
+    repetitions: dict[int, dict[tuple[float, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        repetitions[int(record["seed"]), int(record.get("fold") or 0)][fraction_of(record)].append(record)
-    needed, most = max(1, len(column.label_fractions)), 0
+        repetitions[int(record["seed"])][fraction_of(record), int(record.get("fold") or 0)].append(record)
+    fractions = max(1, len(column.label_fractions))
+    folds = max((int(record.get("folds") or 1) for record in records), default=1)
+    needed, most = fractions * folds, 0
     values, seeds, used, failures = [], [], [], []
-    for (seed, _), by_fraction in sorted(repetitions.items()):
+    for seed, parts in sorted(repetitions.items()):
         good: list[Record] = []
-        for _, candidates in sorted(by_fraction.items()):
+        for _, candidates in sorted(parts.items()):
             record, status, reason = _one(candidates, job)
             if status == DONE:
                 good.append(record)
@@ -205,13 +225,13 @@ def _cell(records: list[Record], line: Line, column: Column, unit: str, job: _Jo
                 failures.append(Gap(status, line.row.label, column.label, seed, reason))
         most = max(most, len(good))
         if len(good) == needed:
-            values.append(average([float(record["score"]) for record in good]) * _SCALES[unit])
+            values.append(average([float(record["score"]) for record in good]) * measure.scale)
             seeds.append(seed)
             used += good
     job.gaps += failures
     if values:
         return Cell(
-            unit=unit,
+            unit=measure.unit,
             values=tuple(values),
             seeds=tuple(seeds),
             mean=average(values),
@@ -220,7 +240,7 @@ def _cell(records: list[Record], line: Line, column: Column, unit: str, job: _Jo
             data=" ".join(sorted({str(record.get("dataset_fingerprint") or "") for record in used})),
         )
     if most:
-        return Cell(PART, detail=f"{most}/{needed}")
+        return Cell(FOLDS if folds > 1 else PART, detail=f"{most}/{needed}")
     if failures:
         return Cell(min((gap.status for gap in failures), key=words.gravity))
     return _absent(line, column, job)
@@ -286,19 +306,18 @@ def _mean_column(mean: Mean, heads: list[Head], grid: list[list[Cell]]) -> tuple
     rows = list(zip(*grid, strict=True))
     compared = [cells for cells in rows if any(cell.mean is not None for cell in cells)]
     common = [at for at in range(len(heads)) if compared and all(cells[at].mean is not None for cells in compared)]
-    kinds = {(heads[at].metric, heads[at].higher_is_better) for at in common}
     label = mean.label if len(common) == len(heads) or not compared else f"{mean.label} ({len(common)}/{len(heads)})"
-    metric, up = next(iter(kinds), ("", True))
-    head = Head(mean.name, label, "", tuple(heads[at].name for at in common), metric, up, True)
-    return head, [_mean_cell(cells, common, mixed=len(kinds) > 1) for cells in rows]
+    measure = heads[common[0]].measure if common else Measure()
+    head = Head(mean.name, label, "", tuple(heads[at].name for at in common), measure, is_mean=True)
+    return head, [_mean_cell(cells, common) for cells in rows]
 
 
-def _mean_cell(cells: Sequence[Cell], common: list[int], mixed: bool) -> Cell:
-    """The mean over tasks of each repetition; where tasks have different seeds, of the means, without a spread."""
+def _mean_cell(cells: Sequence[Cell], common: list[int]) -> Cell:
+    """The mean over tasks of each seed; where tasks have different seeds, of the means, without a spread."""
     if all(cell.mean is None for cell in cells):
         return Cell(cells[0].status, detail=cells[0].detail)
-    if mixed or not common:
-        return Cell("mixed metrics" if mixed else "no common task")
+    if not common:
+        return Cell("no common task")
     parts = [cells[at] for at in common]
     same = len({cell.seeds for cell in parts}) == 1
     return Cell(
@@ -320,7 +339,7 @@ def _best_marked(cells: list[Cell], head: Head) -> list[Cell]:
     scored = [cell for cell in cells if cell.mean is not None]
     if len(scored) < 2 or any(cell.n < 2 for cell in scored) or has_other_data(scored):
         return cells
-    best = (max if head.higher_is_better else min)(scored, key=lambda cell: cell.mean or 0.0)
+    best = (max if head.measure.higher_is_better else min)(scored, key=lambda cell: cell.mean or 0.0)
     tied = [cell.mean is not None and welch(best.values, cell.values) >= SIGNIFICANCE for cell in cells]
     if sum(tied) == len(scored):
         return cells

@@ -7,7 +7,7 @@ from dataclasses import replace
 from bench.spec import DONE, BenchError
 from bench.table import notes as words
 from bench.table.layout import Layout, Row
-from bench.table.panel import Cell, Condition, Head, Panel, PanelRow, Table
+from bench.table.panel import Cell, Condition, Head, Measure, Panel, PanelRow, Table
 
 MILLION = 1_000_000
 CHANNELS = 3  # of the images that the networks are counted for
@@ -24,7 +24,7 @@ def count_parameters(layout: Layout, published: Layout | None) -> Table:
         n=1,
         selections=(),
         data="",
-        heads=tuple(Head(c.key, c.label, c.section, (c.key,), "", True, is_mean=False) for c in layout.columns),
+        heads=tuple(Head(c.key, c.label, c.section, (c.key,), Measure(), is_mean=False) for c in layout.columns),
         rows=tuple(rows),
         against=published is not None,
         header=f"parameters in millions, for images of {CHANNELS} channels, of the networks as this version makes them",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.spec import BenchError
-from bench.table.panel import LEAKS, MISSING, Cell, Head, Panel, PanelRow, Table, unit_of
+from bench.table.panel import LEAKS, MISSING, Cell, Head, Panel, PanelRow, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def draw(table: Table, path: Path) -> None:
 
 def picture(table: Table) -> Figure:
     """The table as a picture, its panels below each other; BenchError where it has no number."""
-    measured = [panel for panel in table.panels if any(head.metric for head in panel.heads)]
+    measured = [panel for panel in table.panels if any(head.measure.metric for head in panel.heads)]
     panels = [_reduced(panel) for panel in measured if any(cell.mean is not None for cell in panel.cells)]
     if not panels:
         raise BenchError("there is no score to draw: `bench run` makes records")
@@ -304,10 +304,11 @@ def _range(cells: Iterable[Cell]) -> tuple[float, float]:
 
 def _axis(head: Head) -> str:
     """`DSC, % →`: what is shown, its unit and where it is better."""
-    if not head.metric:
+    measure = head.measure
+    if not measure.metric:
         return ""
-    text = f"{head.metric.removesuffix('_mm').replace('_', ' ').upper()}, {unit_of(head.metric)}"
-    return f"{text} →" if head.higher_is_better else f"← {text}"
+    text = f"{measure.title}, {measure.unit}" if measure.unit else measure.title
+    return f"{text} →" if measure.higher_is_better else f"← {text}"
 
 
 def _style(axes: Axes, phantom: bool) -> None:
@@ -334,7 +335,7 @@ def _curve(axes: Axes, panel: Panel, name: str, places: Sequence[int]) -> None:
     heads = [panel.heads[at] for at in places]
     axes.set_title(name, size=9.5, color=INK)
     axes.set_xlabel("share of the training labels, %", size=8, color=INK)
-    axes.set_ylabel(_axis(next((head for head in heads if head.metric), heads[0])), size=8, color=INK)
+    axes.set_ylabel(_axis(next((head for head in heads if head.measure.metric), heads[0])), size=8, color=INK)
     axes.tick_params(axis="y", labelsize=7.5, colors="#444444", length=2.5)
     axes.set_xticks([100 * (head.fraction or 0.0) for head in heads])
     for index, row in enumerate(_held(panel)):

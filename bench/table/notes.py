@@ -9,6 +9,8 @@ from itertools import groupby
 from bench.spec import DONE, SCHEMA, SCHEMAS
 from bench.table.layout import REQUIRED, Column, Layout, Record, is_usable
 from bench.table.panel import (
+    FIRST,
+    FOLDS,
     LEAKS,
     MARKS,
     MISSING,
@@ -17,9 +19,9 @@ from bench.table.panel import (
     UNAVAILABLE,
     Condition,
     Gap,
+    Measure,
     Panel,
     has_other_data,
-    unit_of,
 )
 
 PHANTOM = "phantom: generated images, not data"
@@ -27,7 +29,6 @@ MEANINGS = {
     MISSING: "no record",
     "ambiguous": "several records with different keys answer to the same label and seed",
     "no common task": "no task that all compared rows have",
-    "mixed metrics": "the tasks have different metrics, which have no mean",
 }
 _REASON_LENGTH = 100  # characters of a reason that are shown
 _REASONS_SHOWN = 6  # per status
@@ -77,7 +78,9 @@ def header(panel: Panel, columns: list[Column], records: list[Record]) -> str:
     condition = panel.condition
     corpus_of, held = _corpora(records), {str(record["task"]) for record in records}
     corpora = _per_column({c.key: corpus_of[c.task] for c in columns if c.task in held & set(corpus_of)}, columns)
+    measured = "" if panel.measure in (FIRST, Measure()) else panel.measure.in_unit
     parts = [
+        measured,
         (f"corpus {', '.join(corpora)}" if corpora else "no corpus") + (" (phantom)" if condition.phantom else ""),
         f"its content {condition.content}" if condition.content else "",
         f"data {panel.data}" if panel.data else "",
@@ -85,9 +88,10 @@ def header(panel: Panel, columns: list[Column], records: list[Record]) -> str:
         condition.budget,
         condition.protocol,
         _labels_used(condition, columns, held),
+        f"{panel.folds} folds x" if panel.folds else "",
         f"{'seed' if len(panel.seeds) == 1 else 'seeds'} {ranges(panel.seeds)}",
     ]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(part for part in parts if part).replace(" folds x · ", " folds x ")
 
 
 def _corpora(records: list[Record]) -> dict[str, str]:
@@ -191,7 +195,8 @@ def notes(
     """
     lines = _metric_notes(panel)
     if panel.n > 1:
-        lines.append(f"mean ± standard deviation over n = {panel.n} seeds; another n stands with the number.")
+        of_folds = f", each the mean over {panel.folds} folds" if panel.folds else ""
+        lines.append(f"mean ± standard deviation over n = {panel.n} seeds{of_folds}; another n stands with the number.")
     lines += _mean_notes(panel, layout)
     lines += _best_notes(panel)
     lines += [f"selected by: {selection}" for selection in panel.selections]
@@ -249,17 +254,10 @@ def leak_notes(leaks: Mapping[tuple[str, str], Iterable[str]]) -> list[str]:
 
 
 def _metric_notes(panel: Panel) -> list[str]:
-    kinds: dict[tuple[str, bool], list[str]] = defaultdict(list)
-    for head in panel.heads:
-        if head.metric and not head.is_mean:
-            kinds[head.metric, head.higher_is_better].append(head.label)
-    lines = []
-    for (metric, up), labels in kinds.items():
-        name = metric.removesuffix("_mm").replace("_", " ").upper()
-        unit = "mm" if unit_of(metric) == "mm" else "percent"
-        where = f" ({', '.join(labels)})" if len(kinds) > 1 else ""
-        lines.append(f"{name} in {unit}, {'higher' if up else 'lower'} is better{where}.")
-    return lines
+    measure = panel.measure
+    if not any(head.measure.metric for head in panel.heads):
+        return []
+    return [f"{measure.in_unit}, {'higher' if measure.higher_is_better else 'lower'} is better."]
 
 
 def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
@@ -314,6 +312,8 @@ def _gap_notes(panel: Panel, gaps: list[Gap]) -> list[str]:
 def _reason_notes(status: str, reasons: Mapping[str, list[Gap]]) -> list[str]:
     if status == PART:
         return ["k/m = only k of the m label fractions are there that this column averages."]
+    if status == FOLDS:
+        return ["k/m = only k of the m folds (of all label fractions) are there that this column averages."]
     mark = MARKS.get(status, status)
     name = mark if mark == status else f"{mark} = {status}"
     if status in MEANINGS:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from bench.spec import BLOCKED, DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT
 
 MISSING, UNAVAILABLE, PART = "missing", "not available", "part of the label fractions"
+FOLDS = "part of the folds"
 LEAKS = {"test": "†", "train": "§", "known": "¶"}  # kind of leak -> mark behind the number; the gravest first
 SIGNIFICANCE = 0.05  # two-sided, of Welch's t-test
 MARKS = {  # status -> what stands in the cell; the gravest first
@@ -24,8 +26,40 @@ MARKS = {  # status -> what stands in the cell; the gravest first
     "no score": "no score",
     "ambiguous": "keys?",
     "no common task": "none",
-    "mixed metrics": "mixed",
 }
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the numbers of a panel are: a metric as its declaration has it, so that nothing is guessed from its name."""
+
+    metric: str = ""
+    title: str = ""
+    unit: str = ""  # of what is printed; "": none
+    higher_is_better: bool = True
+    scale: float = 1.0  # from a record's score to what is printed
+    digits: int = 2
+
+    @property
+    def in_unit(self) -> str:
+        """`DSC in percent`."""
+        unit = "percent" if self.unit == "%" else self.unit
+        return f"{self.title} in {unit}" if unit else self.title
+
+
+FIRST = Measure("dsc", "DSC", "%", higher_is_better=True, scale=100.0)  # the one metric of records of schema 1
+TOLD = ("title", "unit", "higher_is_better", "scale", "digits")  # fields that a record says of its metrics
+
+
+def measure_of(record: Mapping[str, Any]) -> Measure:
+    """The metric of a record's score."""
+    name = str(record.get("metric") or "")
+    told = (record.get("metrics") or {}).get(name)
+    if told is not None:
+        return Measure(name, **{field: told[field] for field in TOLD if field in told})
+    if name == FIRST.metric:
+        return FIRST
+    return Measure(name, name.replace("_", " ").upper(), higher_is_better=bool(record.get("higher_is_better", True)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +82,7 @@ class Cell:
     status: str = DONE
     detail: str = ""  # what is printed where the status alone does not say it
     unit: str = ""
-    values: tuple[float, ...] = ()  # one per repetition, in `unit`
+    values: tuple[float, ...] = ()  # one per seed, in `unit`
     seeds: tuple[int, ...] = ()  # of the values
     mean: float | None = None
     best: bool = False
@@ -66,7 +100,7 @@ class Cell:
 
     @cached_property
     def std(self) -> float | None:
-        """Sample standard deviation over repetitions."""
+        """Sample standard deviation over seeds."""
         return math.sqrt(variance(self.values)) if self.n > 1 else None
 
     @property
@@ -82,11 +116,15 @@ class Head:
     label: str
     section: str
     tasks: tuple[str, ...]  # that it averages; one for a task's own column
-    metric: str
-    higher_is_better: bool
+    measure: Measure
     is_mean: bool
     task: str = ""  # of a task's own column
     fraction: float | None = None  # of the labels, where each column of a task has its own
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit, where that is not percent."""
+        return f"{self.label} ({self.measure.unit})" if self.measure.unit not in ("", "%") else self.label
 
 
 @dataclass(frozen=True)
@@ -110,12 +148,14 @@ class Panel:
     condition: Condition
     corpora: tuple[str, ...]
     seeds: tuple[int, ...]
-    n: int  # usual number of repetitions
+    n: int  # usual number of seeds
     selections: tuple[str, ...]
     data: str  # `task (present/expected)` of real datasets, where records say so
     heads: tuple[Head, ...]
     rows: tuple[PanelRow, ...]
     against: bool  # published numbers beside ours
+    measure: Measure = Measure()
+    folds: int = 0  # of the tasks that have them, where all have as many
     title: str = ""
     header: str = ""
     notes: tuple[str, ...] = ()
@@ -152,11 +192,6 @@ class Gap:
 def has_other_data(cells: Sequence[Cell]) -> bool:
     """Whether the numbers of a column come from different versions of a dataset."""
     return len({cell.data for cell in cells if cell.mean is not None}) > 1
-
-
-def unit_of(metric: str) -> str:
-    """What a table prints a metric in: lengths as they are, shares in percent."""
-    return "mm" if metric.endswith("_mm") else "%"
 
 
 def average(values: Sequence[float]) -> float:

@@ -44,22 +44,22 @@ def render(table: Table, format: str, *, width: int | None = None, colour: bool 
     return _WRITERS[format](table)
 
 
-def _number(cell: Cell, usual: int) -> str:
+def _number(cell: Cell, usual: int, digits: int) -> str:
     """`74.32 ± 0.51`, with n where it is not the usual one."""
     if cell.mean is None:
         return cell.mark
-    spread = f" ± {cell.std:.2f}" if cell.std is not None else ""
+    spread = f" ± {cell.std:.{digits}f}" if cell.std is not None else ""
     counted = f" (n={cell.n})" if cell.n and cell.n != usual else ""
-    return f"{cell.mean:.2f}{spread}{counted}"
+    return f"{cell.mean:.{digits}f}{spread}{counted}"
 
 
-def _published(cell: Cell) -> str:
+def _published(cell: Cell, digits: int) -> str:
     """`81.09 (-6.77)`, with a sign for inside the tolerance."""
     if cell.published is None:
         return MARKS[UNAVAILABLE] if cell.published_status == UNAVAILABLE else ""
     if cell.difference is None:
-        return f"{cell.published:.2f}"
-    return f"{cell.published:.2f} ({cell.difference:+.2f}{' ≈' if cell.inside else ''})"
+        return f"{cell.published:.{digits}f}"
+    return f"{cell.published:.{digits}f} ({cell.difference:+.{digits}f}{' ≈' if cell.inside else ''})"
 
 
 def _marks(cell: Cell) -> str:
@@ -117,12 +117,13 @@ def _strips(panel: Panel) -> list[_Strip]:
     for (head, cells), share in zip(panel.columns, shares, strict=True):
         marks = ["*" * cell.best + _marks(cell) for cell in cells]
         room = max(map(len, marks))
-        numbers = [_number(cell, panel.n) + mark.ljust(room) for cell, mark in zip(cells, marks, strict=True)]
-        published = [_published(cell) + " " * room for cell in cells]
-        width = max(len(head.label), share, *map(len, numbers + published))
+        digits = panel.measure.digits
+        numbers = [_number(cell, panel.n, digits) + mark.ljust(room) for cell, mark in zip(cells, marks, strict=True)]
+        published = [_published(cell, digits) + " " * room for cell in cells]
+        width = max(len(head.heading), share, *map(len, numbers + published))
         numbers, published = ([text.rjust(width) for text in texts] for texts in (numbers, published))
         styles = ["best" if cell.best else "" if cell.mean is not None else "gap" for cell in cells]
-        strips.append(_Strip(head.label, head.section, width, numbers, published, styles))
+        strips.append(_Strip(head.heading, head.section, width, numbers, published, styles))
     return strips
 
 
@@ -177,14 +178,14 @@ class _Markup:
     note: str
     published: str
 
-    def fields(self, row: PanelRow, usual: int) -> list[list[str]]:
+    def fields(self, row: PanelRow, panel: Panel) -> list[list[str]]:
         """The row's fields, and those of the published numbers below it."""
         lines = [[self.escape(row.label) + (self.note.format(row.note) if row.note else "")]]
         for cell in row.cells:
-            text = self.escape(_number(cell, usual))
+            text = self.escape(_number(cell, panel.n, panel.measure.digits))
             lines[0].append((self.best.format(text) if cell.best else text) + self.escape(_marks(cell)))
         if _has_published(row):
-            lines.append([self.published, *(self.escape(_published(cell)) for cell in row.cells)])
+            lines.append([self.published, *(self.escape(_published(cell, panel.measure.digits)) for cell in row.cells)])
         return lines
 
 
@@ -204,12 +205,12 @@ def _markdown(table: Table) -> str:
 
 def _markdown_panel(panel: Panel) -> list[str]:
     lines = [f"### {_md(panel.title)}", "", f"**{_md(panel.header)}**", ""]
-    lines.append(_piped(["method", *(_md(head.label) for head in panel.heads)]))
+    lines.append(_piped(["method", *(_md(head.heading) for head in panel.heads)]))
     lines.append("|:--" + "|--:" * len(panel.heads) + "|")
     for section, rows in _sections(panel.rows):
         if section:
             lines.append(f"| *{_md(section)}* |" + " |" * len(panel.heads))
-        lines += [_piped(line) for row in rows for line in _MARKDOWN.fields(row, panel.n)]
+        lines += [_piped(line) for row in rows for line in _MARKDOWN.fields(row, panel)]
     return [*lines, "", *(f"- {_md(note)}" for note in panel.notes)]
 
 
@@ -263,13 +264,13 @@ def _latex_panel(panel: Panel) -> list[str]:
         rf"\begin{{tabular}}{{l{'r' * len(panel.heads)}}}",
         r"\toprule",
         *_latex_sections(panel.heads),
-        " & ".join(["Method", *(_tex(head.label) for head in panel.heads)]) + r" \\",
+        " & ".join(["Method", *(_tex(head.heading) for head in panel.heads)]) + r" \\",
     ]
     for section, rows in _sections(panel.rows):
         lines.append(r"\midrule")
         if section:
             lines.append(rf"\multicolumn{{{len(panel.heads) + 1}}}{{l}}{{\emph{{{_tex(section)}}}}} \\")
-        lines += [" & ".join(line) + r" \\" for row in rows for line in _LATEX.fields(row, panel.n)]
+        lines += [" & ".join(line) + r" \\" for row in rows for line in _LATEX.fields(row, panel)]
     return [
         *lines,
         r"\bottomrule",
@@ -294,12 +295,13 @@ def _latex_sections(heads: Sequence[Head]) -> list[str]:
 
 
 def _csv(table: Table) -> str:
-    """One line per row and panel; a task's number, spread, n, status and marks beside each other. Percent and mm.
+    """One line per row and panel; a task's number, spread, n, status and marks beside each other, in the line's unit.
 
     An empty label fraction means that of the layout's columns.
     """
     lines = [_csv_line(panel, row) for panel in table.panels for row in panel.rows]
-    first = [*(part.name for part in fields(Condition)), "seeds", "selection", "data", "section", "method", "label"]
+    first = [*(part.name for part in fields(Condition)), "seeds", "selection", "data"]
+    first += ["metric", "unit", "section", "method", "label"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(dict.fromkeys([*first, *chain(*lines)])), restval="", lineterminator="\n")
     writer.writeheader()
@@ -310,11 +312,12 @@ def _csv(table: Table) -> str:
 def _csv_line(panel: Panel, row: PanelRow) -> dict[str, Any]:
     line = asdict(panel.condition) | {"corpus": " ".join(panel.corpora), "seeds": ranges(panel.seeds)}
     line |= {"selection": " | ".join(panel.selections), "phantom": "phantom" if panel.condition.phantom else "data"}
+    line |= {"metric": panel.measure.metric, "unit": panel.measure.unit}
     line |= {"data": panel.data, "section": row.section, "method": row.method, "label": row.label}
     for head, cell in zip(panel.heads, row.cells, strict=True):
         values: dict[str, str | int] = {
-            "": _two(cell.mean),
-            "_std": _two(cell.std),
+            "": _rounded(cell.mean, panel),
+            "_std": _rounded(cell.std, panel),
             "_n": "" if cell.mean is not None and not cell.n else cell.n,
             "_status": f"{cell.status} ({cell.detail})" if cell.detail else cell.status,
             "_marks": " ".join(
@@ -322,13 +325,13 @@ def _csv_line(panel: Panel, row: PanelRow) -> dict[str, Any]:
             ),
         }
         if panel.against:
-            values |= {"_published": _two(cell.published), "_difference": _two(cell.difference)}
+            values |= {"_published": _rounded(cell.published, panel), "_difference": _rounded(cell.difference, panel)}
         line |= {head.name + part: value for part, value in values.items()}
     return line
 
 
-def _two(number: float | None) -> str:
-    return "" if number is None else f"{number:.2f}"
+def _rounded(number: float | None, panel: Panel) -> str:
+    return "" if number is None else f"{number:.{panel.measure.digits}f}"
 
 
 def _json(table: Table) -> str:

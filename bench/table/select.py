@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bench.spec import BenchError, suggest
 from bench.table import notes as words
 from bench.table.layout import Column, Layout, Record, Row
-from bench.table.panel import Condition
+from bench.table.panel import FIRST, Condition, Measure, measure_of
 
 FINGERPRINT = 7  # characters of it that tell two corpora of one name apart
 
@@ -47,6 +48,56 @@ def inside(records: list[Record], layout: Layout) -> tuple[list[Record], list[st
         else:
             shown.append(record)
     return shown, [words.not_shown(what, names) for what, names in outside.items()]
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+
+def by_metric(records: list[Record], metric: str) -> tuple[list[Record], list[str]]:
+    """The records with that one of their metrics as their score, and a sentence on the tasks that do not have it.
+
+    BenchError where no record has it.
+    """
+    known = {name for record in records for name in _scores(record)}
+    if metric not in known:
+        near = suggest(metric, known) or f"; records have {', '.join(sorted(known)) or 'none'}"
+        raise BenchError(f"no record has the metric {metric!r}{near}")
+    tasks = {record["task"] for record in records if metric in _scores(record)}
+    others = [str(record["task"]) for record in records if record["task"] not in tasks]
+    lost = [f"{words.count(len(others), 'record')} of tasks without {metric}: {', '.join(sorted(set(others)))}."]
+    kept = list[Record]()
+    for record in records:
+        if record["task"] in tasks:
+            kept.append({**record, "metric": metric, "score": _scores(record).get(metric)})
+    return kept, lost if others else []
+
+
+def _scores(record: Record) -> Mapping[str, Any]:
+    """Metric -> value of a record; one of schema 1 has its score alone."""
+    found: Mapping[str, Any] = record.get("scores") or {}
+    return found or ({str(record["metric"]): record["score"]} if record.get("score") is not None else {})
+
+
+def by_measure(records: list[Record], measures: Mapping[str, Measure]) -> list[tuple[Measure, list[Record]]]:
+    """Records by what their numbers are, in the order in which that comes; a task without a number joins the first."""
+    groups: dict[Measure, list[Record]] = {}
+    loose: list[Record] = []
+    for record in records:
+        measure = measures.get(str(record["task"]))
+        if measure is None:
+            loose.append(record)
+        else:
+            groups.setdefault(measure, []).append(record)
+    for record in loose:
+        home = next((item for item in groups if item.metric == record.get("metric")), None)
+        groups.setdefault(home or measure_of(record), []).append(record)
+    return sorted(groups.items(), key=lambda item: (item[0] != FIRST, item[0].metric))
+
+
+def folds_of(records: list[Record]) -> int:
+    """Into how many folds the cases of all these records' tasks are dealt out; 0 where they are not, or not alike."""
+    found = {int(record.get("folds") or 0) for record in records}
+    return found.pop() if len(found) == 1 else 0
 
 
 # --------------------------------------------------------------------------------------------------------------- panels
@@ -170,8 +221,8 @@ def lines(records: list[Record], layout: Layout, unavailable: Mapping[tuple[str,
 
 
 def shown_columns(records: list[Record], layout: Layout) -> list[Column]:
+    held = {str(record["task"]) for record in records}
     if not layout.open:
         return list(layout.columns)
-    held = {str(record["task"]) for record in records}
     known = [column for column in layout.columns if column.task in held]
     return known + [Column(task, task) for task in sorted(held - {column.task for column in known})]
