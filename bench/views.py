@@ -1,13 +1,17 @@
 """Views of images: declared as data, built in batches on the device.
 
 A method declares `Views(shared, each)`; the loop builds them. Geometry is composed into one affine map and sampled once
-(bilinear, zero fill); flips and quarter turns are exact index operations. Every view carries the affine map back to its
+(linearly, zero fill); flips and quarter turns are exact index operations. Every view carries the affine map back to its
 source, so that dense methods can bring features into register.
+
+Images and volumes share all this: (B, C, *S) with S = (height, width) or (depth, height, width), and coordinates the
+other way round, (x, y) or (x, y, z), each in [-1, 1]. Turns are made in the plane of a volume's slices.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.spec import BenchError
+
 PIECE = 4  # images of a batch that are worked on together on the CPU
 
 # --------------------------------------------------------------------------------------------------------- declarations
@@ -23,7 +29,7 @@ PIECE = 4  # images of a batch that are worked on together on the CPU
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left-right with probability `horizontal`, top-bottom with probability `vertical`; exact."""
+    """Mirror left-right with probability `horizontal`, along every other axis with probability `vertical`; exact."""
 
     horizontal: float = 0.5
     vertical: float = 0.0
@@ -43,7 +49,7 @@ class QuarterTurn:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Rotate about the centre by an angle uniform in [-degrees, degrees]."""
+    """Rotate about the centre by an angle uniform in [-degrees, degrees]; a volume in each of its planes in turn."""
 
     degrees: float
 
@@ -52,7 +58,8 @@ class Rotate:
 class Crop:
     """Random resized crop: an area share and an aspect ratio (log-uniform), resized to `share` of the views' side.
 
-    A side is rounded to a multiple of 16 px and is at least 32 px.
+    A side is rounded to a multiple of 16 px and is at least 32 px. Of a volume a share of its voxels, every side longer
+    or shorter than that of the cube by the root of such a ratio.
     """
 
     scale: tuple[float, float]
@@ -62,7 +69,10 @@ class Crop:
 
 @dataclass(frozen=True)
 class Quadrant:
-    """Go on with one quadrant, enlarged towards the others by `overlap` of the image's side; crops stay inside."""
+    """Go on with one quadrant, enlarged towards the others by `overlap` of the image's side; crops stay inside.
+
+    Of images alone: a volume has octants.
+    """
 
     row: int  # 0 or 1
     column: int  # 0 or 1
@@ -71,7 +81,7 @@ class Quadrant:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Move a shared crop by its own width or height, to one of the sides where most of it stays in the image."""
+    """Move a shared crop by its own side along an axis, to one of the sides where most of it stays in the image."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Views:
 class View:
     """One augmentation of a batch.
 
-    images: (B, C, *S). affine: (B, 2, 3), maps (x, y, 1) of the view, each in [-1, 1], to the source's (x, y).
+    images: (B, C, *S). affine: (B, D, D + 1), maps (x, y[, z], 1) of the view to the source's (x, y[, z]).
     turns: (B,) quarter turns (counter-clockwise) made last, after everything that was sampled.
     maps: (B, K, *S), what was known of the images beside them, cut and turned alike; None: nothing was.
     """
@@ -148,17 +158,22 @@ class View:
     maps: Tensor | None = None
 
     def unturn(self, maps: Tensor) -> Tensor:
-        """Undoes the view's last exact turns on maps of any resolution: (B, K, n, n) -> (B, K, n, n)."""
+        """Undoes the view's last exact turns on maps (B, K, *S) of any resolution."""
         return turn(maps, (4 - self.turns) % 4)
 
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns each image of (B, C, H, W) by its own quarter turns (counter-clockwise); H = W unless all are even."""
+    """Turns each image of (B, C, *S) by its own quarter turns (counter-clockwise) in the plane of its last two axes.
+
+    Those are equally long unless all turns are even.
+    """
     out = images
     for k in (1, 2, 3):
         chosen = (turns == k).nonzero().flatten()
         if len(chosen):
-            out = out.index_copy(0, chosen.to(images.device), torch.rot90(images[chosen.to(images.device)], k, (2, 3)))
+            out = out.index_copy(
+                0, chosen.to(images.device), torch.rot90(images[chosen.to(images.device)], k, (-2, -1))
+            )
     return out
 
 
@@ -166,7 +181,7 @@ def turn(images: Tensor, turns: Tensor) -> Tensor:
 class Batch:
     """One step's views and where training stands."""
 
-    views: list[View]  # each (B, C, S, S), normalised
+    views: list[View]  # each (B, C, *S), normalised
     index: Tensor  # (B,) place of every image in the corpus
     progress: float  # 0 at the first step, towards 1
     stage: int  # which of the recipe's stages
@@ -195,12 +210,21 @@ class _Canvas:
 
     def __init__(self, images: Tensor, size: int, maps: Tensor | None = None) -> None:
         self.images, self.size, self.maps = images, size, maps
-        batch = len(images)
-        self.pending = _identity(batch)  # new frame -> current pixels
+        self.dims, batch = images.dim() - 2, len(images)
+        self.pending = self.identity(batch)  # new frame -> current pixels
         self.sampling = False
         self.out_size: int | None = None
-        self.affine = _identity(batch)  # current pixels -> source
+        self.affine = self.identity(batch)  # current pixels -> source
         self.turns = torch.zeros(batch, dtype=torch.long)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels once everything is sampled."""
+        return (self.out_size,) * self.dims if self.out_size else tuple(self.images.shape[2:])
+
+    def identity(self, batch: int) -> Tensor:
+        """(B, D + 1, D + 1)"""
+        return torch.eye(self.dims + 1, dtype=torch.float64).repeat(batch, 1, 1)
 
     def copy(self) -> _Canvas:
         twin = _Canvas.__new__(_Canvas)
@@ -214,11 +238,9 @@ class _Canvas:
     def flush(self) -> None:
         if not self.sampling:
             return
-        height = self.out_size or self.images.shape[2]
-        width = self.out_size or self.images.shape[3]
-        self.move(lambda pixels: sample(pixels, self.pending[:, :2], (height, width)))
+        self.move(lambda pixels: sample(pixels, self.pending[:, : self.dims], self.shape))
         self.affine = self.affine @ self.pending
-        self.pending, self.sampling = _identity(len(self.images)), False
+        self.pending, self.sampling = self.identity(len(self.images)), False
 
     def move(self, where: Callable[[Tensor], Tensor]) -> None:
         """Moves the pixels, and what is known of them."""
@@ -231,12 +253,17 @@ class _Canvas:
 
 
 def sample(images: Tensor, affine: Tensor, size: tuple[int, ...], mode: str = "bilinear") -> Tensor:
-    """Images (B, C, H, W) read through (B, 2, 3) maps from the new frame to theirs, zero outside: (B, C, *size)."""
-    return F.grid_sample(images, _grid(affine.to(images), size), mode=mode, padding_mode="zeros", align_corners=False)
+    """Images (B, C, *S) read through (B, D, D + 1) maps from the new frame to theirs, zero outside: (B, C, *size)."""
+    affine = affine.to(images)
+    if len(size) == 3:
+        grid = F.affine_grid(affine, [len(images), 1, *size], align_corners=False)
+    else:
+        grid = _grid(affine, size)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _grid(affine: Tensor, size: tuple[int, ...]) -> Tensor:
-    """What F.affine_grid gives, (B, H, W, 2), built from a row and a column: an eighth of its time."""
+    """What F.affine_grid gives of an image, (B, H, W, 2), built from a row and a column: an eighth of its time."""
     down, across = ((2 * torch.arange(side, device=affine.device) + 1) / side - 1 for side in size)
     grid = affine.new_empty(len(affine), *size, 2)
     for axis in (0, 1):
@@ -244,10 +271,6 @@ def _grid(affine: Tensor, size: tuple[int, ...]) -> Tensor:
         rows = affine[:, axis, 1, None] * down + affine[:, axis, 2, None]  # (B, H)
         torch.add(columns[:, None, :], rows[:, :, None], out=grid[..., axis])
     return grid
-
-
-def _identity(batch: int) -> Tensor:
-    return torch.eye(3, dtype=torch.float64).repeat(batch, 1, 1)
 
 
 class _Draws:
@@ -290,13 +313,14 @@ class _Draws:
 
 def _flip(canvas: _Canvas, op: Flip, draws: _Draws) -> None:
     batch = len(canvas.images)
-    shares = (draws.share(), draws.share())
+    shares = [draws.share() for _ in range(canvas.dims)]
     canvas.flush()
-    for axis, probability, dim in ((0, op.horizontal, 3), (1, op.vertical, 2)):
-        hit = shares[axis] < probability
+    for axis, share in enumerate(shares):
+        hit = share < (op.vertical if axis else op.horizontal)
         if hit.any():
-            canvas.move(functools.partial(_flipped, where=hit.nonzero().flatten().to(canvas.images.device), dim=dim))
-            matrix = _identity(batch)
+            where = hit.nonzero().flatten().to(canvas.images.device)
+            canvas.move(functools.partial(_flipped, where=where, dim=canvas.dims + 1 - axis))
+            matrix = canvas.identity(batch)
             matrix[:, axis, axis] = torch.where(hit, -1.0, 1.0).double()
             canvas.exact(matrix)
 
@@ -310,7 +334,7 @@ def _turn_canvas(canvas: _Canvas, turns: Tensor) -> None:
     canvas.move(lambda pixels: turn(pixels, turns))
     canvas.turns = (canvas.turns + turns) % 4
     angle = turns.double() * (math.pi / 2)
-    matrix = _identity(len(turns))
+    matrix = canvas.identity(len(turns))
     matrix[:, 0, 0] = matrix[:, 1, 1] = torch.cos(angle).round()
     matrix[:, 0, 1] = -torch.sin(angle).round()
     matrix[:, 1, 0] = torch.sin(angle).round()
@@ -326,34 +350,43 @@ def _quarter_turn(canvas: _Canvas, op: QuarterTurn, draws: _Draws) -> None:
 
 
 def _rotate(canvas: _Canvas, op: Rotate, draws: _Draws) -> None:
-    angle = draws.uniform(-op.degrees, op.degrees) * (math.pi / 180)
-    height = canvas.out_size or canvas.images.shape[2]
-    width = canvas.out_size or canvas.images.shape[3]
-    matrix = _identity(len(angle))
-    matrix[:, 0, 0] = matrix[:, 1, 1] = torch.cos(angle)
-    matrix[:, 0, 1] = torch.sin(angle) * (height / width)
-    matrix[:, 1, 0] = -torch.sin(angle) * (width / height)
-    canvas.compose(matrix)
+    sides = canvas.shape[::-1]  # of x, y(, z)
+    for one, other in itertools.combinations(range(canvas.dims), 2):
+        angle = draws.uniform(-op.degrees, op.degrees) * (math.pi / 180)
+        matrix = canvas.identity(len(angle))
+        matrix[:, one, one] = matrix[:, other, other] = torch.cos(angle)
+        matrix[:, one, other] = torch.sin(angle) * (sides[other] / sides[one])
+        matrix[:, other, one] = -torch.sin(angle) * (sides[one] / sides[other])
+        canvas.compose(matrix)
 
 
 def _crop(canvas: _Canvas, op: Crop, draws: _Draws) -> None:
     """As torchvision's RandomResizedCrop, but a box that does not fit is clipped to the image, not drawn again."""
-    batch = len(canvas.images)
-    area = draws.uniform(*op.scale)
-    ratio = draws.uniform(math.log(op.ratio[0]), math.log(op.ratio[1])).exp()
-    width = (area * ratio).sqrt().clamp(max=1.0)
-    height = (area / ratio).sqrt().clamp(max=1.0)
-    matrix = _identity(batch)
-    matrix[:, 0, 0], matrix[:, 1, 1] = width, height
-    matrix[:, 0, 2] = draws.uniform(-1.0, 1.0) * (1.0 - width)
-    matrix[:, 1, 2] = draws.uniform(-1.0, 1.0) * (1.0 - height)
+    matrix = canvas.identity(len(canvas.images))
+    for axis, side in enumerate(_crop_sides(canvas.dims, op, draws)):
+        matrix[:, axis, axis] = side
+    for axis in range(canvas.dims):
+        matrix[:, axis, -1] = draws.uniform(-1.0, 1.0) * (1.0 - matrix[:, axis, axis])
     canvas.compose(matrix)
     canvas.out_size = canvas.size if op.share == 1 else max(32, 16 * round(canvas.size * op.share / 16))
 
 
+def _crop_sides(dims: int, op: Crop, draws: _Draws) -> list[Tensor]:
+    """Width, height and of a volume depth, as shares of the whole: (B,) each."""
+    share = draws.uniform(*op.scale)
+    if dims == 2:
+        ratio = draws.uniform(math.log(op.ratio[0]), math.log(op.ratio[1])).exp()
+        return [(share * ratio).sqrt().clamp(max=1.0), (share / ratio).sqrt().clamp(max=1.0)]
+    logs = [draws.uniform(math.log(op.ratio[0]) / 2, math.log(op.ratio[1]) / 2) for _ in range(dims)]
+    mean = torch.stack(logs).mean(0)
+    return [(share ** (1 / dims) * (log - mean).exp()).clamp(max=1.0) for log in logs]
+
+
 def _quadrant(canvas: _Canvas, op: Quadrant, draws: _Draws) -> None:
+    if canvas.dims != 2:
+        raise BenchError("a view of a quadrant is of an image: for volumes declare dims=(2,), or views without it")
     side = 0.5 + op.overlap  # of the whole side
-    matrix = _identity(len(canvas.images))
+    matrix = canvas.identity(len(canvas.images))
     matrix[:, 0, 0] = matrix[:, 1, 1] = side
     matrix[:, 0, 2] = (1 - side) * (1 if op.column else -1)
     matrix[:, 1, 2] = (1 - side) * (1 if op.row else -1)
@@ -361,15 +394,17 @@ def _quadrant(canvas: _Canvas, op: Quadrant, draws: _Draws) -> None:
 
 
 def _neighbour(canvas: _Canvas, op: Neighbour, draws: _Draws) -> None:
-    moves = torch.tensor([(-2.0, 0.0), (2.0, 0.0), (0.0, -2.0), (0.0, 2.0)], dtype=torch.float64)  # in windows' frames
-    linear, centre = canvas.pending[:, :2, :2], canvas.pending[:, :2, 2]
-    moved = centre[:, None] + torch.einsum("bij,mj->bmi", linear, moves)  # (B, 4, 2) new centres
-    reach = linear.abs().sum(2)[:, None]  # (B, 1, 2) half sides of the windows
-    outside = (moved.abs() + reach - 1).clamp(min=0).amax(2)  # (B, 4)
+    dims = canvas.dims
+    steps = torch.eye(dims, dtype=torch.float64)
+    moves = torch.stack([-2 * steps, 2 * steps], dim=1).flatten(0, 1)  # (2 D, D) in windows' frames
+    linear, centre = canvas.pending[:, :dims, :dims], canvas.pending[:, :dims, dims]
+    moved = centre[:, None] + torch.einsum("bij,mj->bmi", linear, moves)  # (B, 2 D, D) new centres
+    reach = linear.abs().sum(2)[:, None]  # (B, 1, D) half sides of the windows
+    outside = (moved.abs() + reach - 1).clamp(min=0).amax(2)  # (B, 2 D)
     room = outside <= outside.amin(1, keepdim=True) + 1e-9
     chance = draws.share(room.shape[1], dtype=torch.float64) + room.double()
-    matrix = _identity(len(canvas.images))
-    matrix[:, :2, 2] = moves[chance.argmax(1)]
+    matrix = canvas.identity(len(canvas.images))
+    matrix[:, :dims, dims] = moves[chance.argmax(1)]
     canvas.compose(matrix)
 
 
@@ -377,15 +412,20 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def luma(images: Tensor) -> Tensor:
-    """ITU-R 601 luma of (B, 3, H, W), or the one channel as it is: (B, 1, H, W)."""
+    """ITU-R 601 luma of (B, 3, *S), or the one channel as it is: (B, 1, *S)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 
+def _beside(values: Tensor, images: Tensor) -> Tensor:
+    """One value of each image, (B,), against images (B, ...)."""
+    return values.view(-1, *[1] * (images.dim() - 1))
+
+
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Rotates the hue of RGB images (B, 3, H, W) in [0, 1] by `shift` (B,) turns in HSV space, without a map by cases.
+    """Rotates the hue of RGB images (B, 3, *S) in [0, 1] by `shift` (B,) turns in HSV space, without a map by cases.
 
     With value v and chroma c every channel is v - c * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6, n = 5, 3, 1.
     """
@@ -398,7 +438,7 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
         (green - blue) * scale,
         torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
     )
-    hue += 6 * shift.to(images)[:, None, None]
+    hue += 6 * _beside(shift.to(images), hue)
     shifted = torch.empty_like(images)
     for channel, n in enumerate((5, 3, 1)):
         k = hue + n
@@ -420,9 +460,9 @@ def _jitter(canvas: _Canvas, op: Jitter, draws: _Draws) -> None:
     whole = len(hit) == batch
     where = hit.to(canvas.images.device)
     x = canvas.images if whole else canvas.images[where]
-    brightness, contrast, saturation = (factor[hit].to(x)[:, None, None, None] for factor in factors)
+    brightness, contrast, saturation = (_beside(factor[hit].to(x), x) for factor in factors)
     x = (x * brightness).clamp(0, 1)
-    x = torch.lerp(luma(x).mean(dim=(2, 3), keepdim=True).expand_as(x), x, contrast).clamp(0, 1)
+    x = torch.lerp(luma(x).mean(dim=tuple(range(2, x.dim())), keepdim=True).expand_as(x), x, contrast).clamp(0, 1)
     if x.shape[1] == 3:
         x = torch.lerp(luma(x).expand_as(x), x, saturation).clamp(0, 1)
         if op.hue > 0:
@@ -436,7 +476,11 @@ def _gray(canvas: _Canvas, op: Gray, draws: _Draws) -> None:
         return
     canvas.flush()
     where = hit.to(canvas.images.device)
-    canvas.images = canvas.images.index_copy(0, where, luma(canvas.images[where]).expand(-1, 3, -1, -1))
+    x = canvas.images[where]
+    canvas.images = canvas.images.index_copy(0, where, luma(x).expand_as(x))
+
+
+_CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: F.conv3d}
 
 
 def _blur(canvas: _Canvas, op: Blur, draws: _Draws) -> None:
@@ -452,10 +496,13 @@ def _blur(canvas: _Canvas, op: Blur, draws: _Draws) -> None:
     kernels = torch.exp(-0.5 * (offsets / sigma[hit, None].clamp(min=1e-3)) ** 2)
     kernels = (kernels / kernels.sum(1, keepdim=True)).to(canvas.images)
     where = hit.to(canvas.images.device)
-    x = canvas.images[where].flatten(0, 1)[None]  # (1, hit * C, H, W)
+    x = canvas.images[where].flatten(0, 1)[None]  # (1, hit * C, *S)
     weight = kernels.repeat_interleave(channels, 0)[:, None]  # (hit * C, 1, k)
-    x = F.conv2d(F.pad(x, [radius] * 4, mode="reflect"), weight[..., None, :], groups=len(weight))
-    x = F.conv2d(x, weight[..., :, None], groups=len(weight))
+    x = F.pad(x, [radius] * (2 * canvas.dims), mode="reflect")
+    for axis in reversed(range(canvas.dims)):
+        along = [1] * canvas.dims
+        along[axis] = weight.shape[2]
+        x = _CONVOLUTIONS[canvas.dims](x, weight.view(len(weight), 1, *along), groups=len(weight))
     canvas.images = canvas.images.index_copy(0, where, x[0].unflatten(0, (len(hit), channels)))
 
 
@@ -471,17 +518,18 @@ def _solarize(canvas: _Canvas, op: Solarize, draws: _Draws) -> None:
 
 def _cutout(canvas: _Canvas, op: Cutout, draws: _Draws) -> None:
     canvas.flush()
-    batch, _, height, width = canvas.images.shape
-    side = max(1, round(op.size * height / 224))
-    places = torch.arange(max(height, width), device=canvas.images.device)
-    hole = torch.zeros(batch, height, width, dtype=torch.bool, device=canvas.images.device)
+    batch, _, *shape = canvas.images.shape
+    side = max(1, round(op.size * shape[0] / 224))
+    places = torch.arange(max(shape), device=canvas.images.device)
+    hole = torch.zeros(batch, *shape, dtype=torch.bool, device=canvas.images.device)
     for _ in range(op.holes):
-        top = (draws.uniform(0, height).long() - side // 2).to(places.device)[:, None]
-        left = (draws.uniform(0, width).long() - side // 2).to(places.device)[:, None]
-        rows = (places[:height] >= top) & (places[:height] < top + side)  # (B, H)
-        columns = (places[:width] >= left) & (places[:width] < left + side)  # (B, W)
-        hole |= rows[:, :, None] & columns[:, None, :]
-    mean = canvas.images.mean(dim=(2, 3), keepdim=True)
+        inside = torch.ones(batch, *[1] * len(shape), dtype=torch.bool, device=canvas.images.device)
+        for axis, length in enumerate(shape):
+            first = (draws.uniform(0, length).long() - side // 2).to(places.device)[:, None]
+            within = (places[:length] >= first) & (places[:length] < first + side)  # (B, length)
+            inside = inside & within.view(batch, *(length if at == axis else 1 for at in range(len(shape))))
+        hole |= inside
+    mean = canvas.images.mean(dim=tuple(range(2, canvas.images.dim())), keepdim=True)
     canvas.images = torch.where(hole[:, None], mean, canvas.images)
 
 
@@ -508,7 +556,8 @@ def _run(canvas: _Canvas, ops: Sequence[Op], draws: _Draws) -> None:
 
 def ready(images: Tensor) -> Tensor:
     """Normalised and in the order of bytes that networks are fastest with."""
-    return normalise(images).contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if images.dim() == 4 else torch.channels_last_3d
+    return normalise(images).contiguous(memory_format=order)
 
 
 def build(
@@ -523,12 +572,12 @@ def build(
 ) -> list[View]:
     """The declared views of a batch.
 
-    images: (B, C, H, W), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that
+    images: (B, C, *S), float in [0, 1], on the device where the views are wanted. generator: on the CPU, so that
     every device sees the same draws. finish: made of every view's images at the end. Returns one View of
-    (B, C, size, size) for each entry of `views.each` (smaller where a `Crop` has a share); where no `Crop` is declared,
-    and the images have another size, the whole image is resized.
+    (B, C, size, size[, size]) for each entry of `views.each` (smaller where a `Crop` has a share); where no `Crop` is
+    declared, and the images have another size, the whole image is resized.
     places: where these images stand in a whole batch of `batch` images, whose draws they share; None: they are all.
-    maps: (B, K, H, W), what is known of the images beside them: cut and turned alike, whatever happens to colours.
+    maps: (B, K, *S), what is known of the images beside them: cut and turned alike, whatever happens to colours.
 
     On the CPU a few images at a time are worked on from beginning to end: what an operation leaves is then still in the
     cache for the next one, and memory is not taken from and given back to the system all the time.
@@ -556,10 +605,11 @@ def _build(canvas: _Canvas, views: Views, draws: _Draws, finish: Callable[[Tenso
     built = []
     for ops in views.each:
         branch = canvas.copy()
-        if branch.out_size is None and not any(isinstance(op, Crop) for op in ops) and images.shape[2:] != (size, size):
+        whole = branch.out_size is None and not any(isinstance(op, Crop) for op in ops)
+        if whole and images.shape[2:] != (size,) * canvas.dims:
             branch.out_size, branch.sampling = size, True
         branch.turns = torch.zeros(len(images), dtype=torch.long)
         _run(branch, ops, draws)
         branch.flush()
-        built.append(View(finish(branch.images), branch.affine[:, :2], branch.turns, branch.maps))
+        built.append(View(finish(branch.images), branch.affine[:, : canvas.dims], branch.turns, branch.maps))
     return built

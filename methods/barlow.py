@@ -23,7 +23,7 @@ from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 
 from bench.losses import barlow_twins
-from bench.nets import Backbone
+from bench.nets import CONVOLUTIONS, NORMALISATIONS, Backbone
 from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -113,7 +113,7 @@ class PixelBarlowTwins(nn.Module):
         super().__init__()
         self.hparams = hparams
         self.backbone = backbone
-        self.projectors = nn.ModuleList(_pixel_projector(width) for width in backbone.channels)
+        self.projectors = nn.ModuleList(_pixel_projector(width, backbone.dims) for width in backbone.channels)
 
     def views(self) -> Views:
         p = self.hparams.change
@@ -131,13 +131,14 @@ class PixelBarlowTwins(nn.Module):
 
     def _pixels(self, images: Tensor) -> list[Tensor]:
         maps = [projector(level) for projector, level in zip(self.projectors, self.backbone(images), strict=True)]
-        return [level.permute(0, 2, 3, 1).flatten(0, 2) for level in maps]
+        return [level.movedim(1, -1).flatten(0, -2) for level in maps]
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}
 
 
-def _pixel_projector(width: int) -> nn.Module:
+def _pixel_projector(width: int, dims: int) -> nn.Module:
     """Three 1x1 convolutions of width, width and twice the width."""
-    layers = [(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)) for _ in range(2)]
-    return nn.Sequential(*(part for layer in layers for part in layer), nn.Conv2d(width, 2 * width, 1))
+    convolution, normalisation = CONVOLUTIONS[dims], NORMALISATIONS[dims]
+    layers = [(convolution(width, width, 1), normalisation(width), nn.ReLU(inplace=True)) for _ in range(2)]
+    return nn.Sequential(*(part for layer in layers for part in layer), convolution(width, 2 * width, 1))

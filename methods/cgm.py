@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.nets import Backbone, conv_block, kaiming_
+from bench.nets import CONVOLUTIONS, Backbone, conv_block, kaiming_, pool
 from bench.parts.parallel import part, ranks
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe
@@ -63,7 +63,7 @@ class LadderAutoencoder(nn.Module):
         self.hparams, self.size, self.strides = hparams, corpus_info.view_size, backbone.strides
         self.backbone = backbone
         self.cells = math.gcd(CELLS, self.size // backbone.strides[-1])
-        latents, hidden, flat = (hparams.low, hparams.middle, hparams.high), hparams.hidden, self.cells**2
+        latents, hidden, flat = (hparams.low, hparams.middle, hparams.high), hparams.hidden, self.cells**backbone.dims
         widths = (backbone.width * flat, hidden, hidden, hidden)
         self.up = nn.ModuleList(_layer(before, after) for before, after in itertools.pairwise(widths))
         self.evidence = nn.ModuleList(nn.Linear(hidden, 2 * count) for count in latents)
@@ -73,8 +73,9 @@ class LadderAutoencoder(nn.Module):
         )
         self.seed = _layer(hparams.low, backbone.width * flat)
         channels = (*backbone.channels[::-1], backbone.channels[0])
-        self.down = nn.ModuleList(kaiming_(conv_block(before, after)) for before, after in itertools.pairwise(channels))
-        self.paint = nn.Conv2d(backbone.channels[0], corpus_info.channels, 3, padding=1)
+        dims = backbone.dims
+        self.down = nn.ModuleList(kaiming_(conv_block(*pair, dims)) for pair in itertools.pairwise(channels))
+        self.paint = CONVOLUTIONS[dims](backbone.channels[0], corpus_info.channels, 3, padding=1)
 
     def views(self) -> Views:
         return Views(each=((Flip(),),))
@@ -83,7 +84,7 @@ class LadderAutoencoder(nn.Module):
         return Recipe("adam", self.hparams.lr)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch.views[0].images  # (B, C, S, S)
+        images = batch.views[0].images  # (B, C, *S)
         latents, divergence = self._infer(self.backbone(images)[-1])
         error = 0.5 * F.mse_loss(self._draw(latents).float(), images)
         divergence = divergence.mean() / images[0].numel()  # nats per value, as the error is
@@ -96,7 +97,7 @@ class LadderAutoencoder(nn.Module):
         Upwards evidence is gathered; downwards each level's posterior joins its evidence with the prior that the sample
         above gives, weighted by precision.
         """
-        hidden = F.avg_pool2d(features, features.shape[-1] // self.cells).flatten(1)
+        hidden = pool(features, self.cells).flatten(1)
         evidence = []
         for layer, head in zip(self.up, self.evidence, strict=True):
             hidden = layer(hidden)
@@ -110,11 +111,11 @@ class LadderAutoencoder(nn.Module):
         return sample, divergence
 
     def _draw(self, latents: Tensor) -> Tensor:
-        """A sample of the lowest level (B, low) -> images (B, C, S, S)."""
-        x = self.seed(latents).unflatten(1, (-1, self.cells, self.cells))
+        """A sample of the lowest level (B, low) -> images (B, C, *S)."""
+        x = self.seed(latents).unflatten(1, (-1, *[self.cells] * self.backbone.dims))
         for block, stride in zip(self.down, self.strides[::-1], strict=True):
-            x = block(F.interpolate(x, size=(self.size // stride, self.size // stride), mode="nearest"))
-        return F.interpolate(self.paint(x), size=(self.size, self.size), mode="nearest")
+            x = block(F.interpolate(x, size=self.size // stride, mode="nearest"))
+        return F.interpolate(self.paint(x), size=self.size, mode="nearest")
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}

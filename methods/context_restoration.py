@@ -11,6 +11,7 @@ have; apart from the swaps an image is only mirrored. Images are restored in nor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class ContextRestoration(nn.Module):
         return Recipe("adam", self.hparams.lr)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch.views[0].images  # (B, C, S, S)
+        images = batch.views[0].images  # (B, C, *S)
         side = max(1, int(self.hparams.patch * images.shape[-1]))
         restored = self.decoder(self.backbone(swap_patches(images, side, self.hparams.swaps)))
         return {"loss": F.mse_loss(restored.float(), images)}
@@ -76,28 +77,29 @@ class ContextRestoration(nn.Module):
 
 
 def swap_patches(images: Tensor, side: int, swaps: int) -> Tensor:
-    """Images (B, C, S, S) in each of which `swaps` pairs of separate squares changed places, one after another.
+    """Images (B, C, *S) in each of which `swaps` pairs of separate squares or cubes changed places, one after another.
 
     `side` of a square in px, at most (S + 1) / 3.
     """
-    out, batch = images.clone(), len(images)
-    image = torch.arange(batch, device=images.device)[:, None, None]
+    out, batch, dims = images.clone(), len(images), images.dim() - 2
+    image = torch.arange(batch, device=images.device).view(-1, *[1] * dims)
     inside = torch.arange(side)
     for _ in range(swaps):
-        where = []
-        for corners in _separate_corners(ranks() * batch, images.shape[-1] - side, side):
-            corner = part(corners)  # (B, 2)
-            rows, columns = (corner[:, :1] + inside).to(images.device), (corner[:, 1:] + inside).to(images.device)
-            where.append((image, slice(None), rows[:, :, None], columns[:, None, :]))
+        where = list[Any]()
+        for corners in _separate_corners(ranks() * batch, images.shape[-1] - side, side, dims):
+            places = part(corners)[:, :, None] + inside  # (B, D, side)
+            along = [[side if at == axis else 1 for at in range(dims)] for axis in range(dims)]
+            axes = [places[:, axis].view(batch, *shape).to(images.device) for axis, shape in enumerate(along)]
+            where.append((image, slice(None), *axes))
         first, second = out[where[0]], out[where[1]]  # (B, side, side, C)
         out[where[0]], out[where[1]] = second, first
     return out
 
 
-def _separate_corners(batch: int, room: int, side: int) -> tuple[Tensor, Tensor]:
-    """Top left corners (B, 2), each in 0..room, of two squares that are at least `side` apart along a random axis."""
-    first, second = torch.randint(room + 1, (2, batch, 2))
-    axis = torch.randint(2, (batch, 1))
+def _separate_corners(batch: int, room: int, side: int, dims: int) -> tuple[Tensor, Tensor]:
+    """First corners (B, D), each in 0..room, of two squares that are at least `side` apart along a random axis."""
+    first, second = torch.randint(room + 1, (2, batch, dims))
+    axis = torch.randint(dims, (batch, 1))
     start = first.gather(1, axis)
     before = (start - side + 1).clamp(min=0)  # places on the low side of the first square
     after = (room - side - start + 1).clamp(min=0)

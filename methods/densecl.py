@@ -19,7 +19,7 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from bench.losses import dense_info_nce, info_nce
-from bench.nets import Backbone
+from bench.nets import Backbone, average, pool
 from bench.parts import FeatureQueue, momentum_copy
 from bench.parts.parallel import gather
 from bench.registry import method
@@ -55,8 +55,8 @@ class _Heads(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.backbone(images)[-1]  # (B, F, h, w)
         side = min(self.grid, *features.shape[2:])
-        cells = F.adaptive_avg_pool2d(features, side).flatten(2).transpose(1, 2)  # (B, S, F)
-        return self.projector(features.mean(dim=(2, 3))), self.dense_projector(cells), cells
+        cells = pool(features, side).flatten(2).transpose(1, 2)  # (B, S, F)
+        return self.projector(average(features)), self.dense_projector(cells), cells
 
 
 @method(

@@ -75,7 +75,7 @@ class ConferenceLocalDiscrimination(nn.Module):
         grid = self.hparams.grid
         pixels, assignment = self.decoder(self.backbone(torch.cat([view.images for view in batch.views])))
         first, second = patch_embeddings(pixels, grid).chunk(2)  # (B, G, K), K channels of an embedding
-        cells = second.transpose(1, 2).unflatten(2, (grid, grid))  # (B, K, g, g)
+        cells = second.transpose(1, 2).unflatten(2, (grid,) * self.backbone.dims)  # (B, K, g, g)
         second = batch.views[1].unturn(cells).flatten(2).transpose(1, 2)
         rows = torch.cat([gather(first).flatten(0, 1), gather(second).flatten(0, 1)])  # (2 B G, K)
         parts = {

@@ -49,6 +49,8 @@ class HParams:
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
     paper_batch=256,
     min_batch=2,
+    dims=(2,),
+    dims_reason="its puzzle is a square of four quadrants, which the paper defines for images alone",
     parallel="gather",
 )
 class JigClu(nn.Module):

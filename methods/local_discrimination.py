@@ -115,7 +115,7 @@ class LocalDiscrimination(nn.Module):
     def _unturned(self, patches: Tensor, batch: Batch) -> Tensor:
         """Patches of the second view, put back to where the first view has them: (B, G, K)."""
         grid = self.hparams.grid
-        maps = patches.transpose(1, 2).unflatten(2, (grid, grid))  # (B, K, g, g)
+        maps = patches.transpose(1, 2).unflatten(2, (grid,) * self.backbone.dims)  # (B, K, g, g)
         return batch.views[1].unturn(maps).flatten(2).transpose(1, 2)
 
     def _discriminate(self, first: Tensor, second: Tensor) -> Tensor:

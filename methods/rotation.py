@@ -60,8 +60,8 @@ class Rotation(nn.Module):
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        images = batch.views[0].images  # (B, C, S, S)
-        turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])  # (4B, C, S, S)
+        images = batch.views[0].images  # (B, C, *S)
+        turned = torch.cat([torch.rot90(images, turns, (-2, -1)) for turns in range(4)])  # (4B, C, *S)
         turns = torch.arange(4, device=images.device).repeat_interleave(len(images))  # (4B,)
         scores = self.classifier(self.backbone.pooled(turned)).float()  # (4B, 4)
         return {"loss": F.cross_entropy(scores, turns)}

@@ -65,8 +65,8 @@ class RotOri(nn.Module):
         return Recipe("adam", self.hparams.lr, self.hparams.weight_decay, stages=(stage,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        images = torch.cat([view.images for view in batch.views])  # (2B, C, S, S)
-        turned = torch.stack([torch.rot90(images, turns, (2, 3)) for turns in range(4)], dim=1).flatten(0, 1)
+        images = torch.cat([view.images for view in batch.views])  # (2B, C, *S)
+        turned = torch.stack([torch.rot90(images, turns, (-2, -1)) for turns in range(4)], dim=1).flatten(0, 1)
         orientation, instance = self.projector(self.backbone.pooled(turned)).chunk(2, dim=1)  # (8B, D) each
         turns = torch.arange(4, device=images.device).repeat(len(images))  # (8B,)
         rotation = F.cross_entropy(self.classifier(orientation).float(), turns)

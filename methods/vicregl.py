@@ -13,12 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from lightly.loss import VICRegLLoss
 from lightly.models.modules.heads import VicRegLLocalProjectionHead, VICRegProjectionHead
 from torch import Tensor, nn
 
-from bench.nets import Backbone
+from bench.nets import Backbone, average, pool
 from bench.parts.parallel import gather
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
@@ -88,25 +87,27 @@ class VICRegL(nn.Module):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         features = [self._features(view.images) for view in batch.views]
-        places = [cell_places(view, cells.shape[1]) for view, (_, cells) in zip(batch.views, features, strict=True)]
+        places = [cell_places(view, cells.shape[2]) for view, (_, cells) in zip(batch.views, features, strict=True)]
         with torch.autocast(places[0].device.type, enabled=False):  # covariances do not survive half precision
             whole = [(gather(image), gather(cells)) for image, cells in features]
             loss = self.criterion(whole, [gather(each) for each in places]).sum()  # of one element
         return {"loss": loss}
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) -> image vectors (B, D) and cell vectors (B, n, n, E)."""
+        """Images (B, C, *S) -> image vectors (B, D) and cell vectors (B, n, n, E), of volumes (B, n * n, n, E)."""
         coarsest = self.backbone(images)[-1]  # (B, F, h, w)
-        cells = F.adaptive_avg_pool2d(coarsest, min(self.hparams.grid, *coarsest.shape[2:])).permute(0, 2, 3, 1)
-        return self.expander(coarsest.mean(dim=(2, 3))).float(), self.local_projector(cells).float()
+        cells = pool(coarsest, min(self.hparams.grid, *coarsest.shape[2:])).movedim(1, -1)
+        return self.expander(average(coarsest)).float(), self.local_projector(cells.flatten(1, -3)).float()
 
     def export(self) -> dict[str, nn.Module]:
         return {"encoder": self.backbone.encoder}
 
 
 def cell_places(view: View, side: int) -> Tensor:
-    """Where the centres of a view's side x side cells lie in the source, x and y in [-1, 1]: (B, side, side, 2)."""
+    """Where the centres of a view's cells, `side` along an axis, lie in the source, in [-1, 1]: (B, cells, side, D)."""
+    dims = view.affine.shape[1]
     centres = (2 * torch.arange(side, dtype=view.affine.dtype) + 1) / side - 1
-    rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-    points = torch.stack([columns, rows, torch.ones_like(rows)], dim=-1)  # (side, side, 3): x, y, 1
-    return torch.einsum("bij,yxj->byxi", view.affine.cpu(), points).to(view.images.device, torch.float32)
+    axes = torch.meshgrid(*[centres] * dims, indexing="ij")
+    points = torch.stack([*axes[::-1], torch.ones_like(axes[0])], dim=-1)  # (*cells, D + 1): x, y(, z), 1
+    places = torch.einsum("bij,yxj->byxi", view.affine.cpu(), points.flatten(0, -3))
+    return places.to(view.images.device, torch.float32)

@@ -73,6 +73,17 @@ def test_grades_are_told_apart_and_scored_over_all_cases(tmp_path: Path) -> None
     assert record["score"] == record["scores"]["auc"]
 
 
+def test_methods_run_on_volumes_as_they_are(tmp_path: Path) -> None:
+    """With a network of three dimensions from the same file, and the corpus that the task declares."""
+    path = str(EXAMPLES["balls"])
+    chosen = ("--methods", "scratch,simclr", "--tasks", path, "--backbone", path, "--image-size", "32")
+    found = records_of(tmp_path, *chosen)
+    assert set(found) == {"scratch", "simclr"}
+    for record in found.values():
+        assert record["backbone"] == "example_cubes" and 0 < record["scores"]["dsc"] < 1
+        assert record["n_images"] == record["n_cases"] == 4 and record["phantom"]
+
+
 def test_adversaries_run_from_the_command_line(tmp_path: Path) -> None:
     found = records_of(tmp_path, "--methods", str(EXAMPLES["adversary"]), "--tasks", TASK)
     assert set(found) == {"scratch", "example_adversary"}

@@ -107,6 +107,8 @@ def test_variants_share_literals_by_name(tmp_path: Path) -> None:
         (declare("x", ", paper_steps='9'"), "declares paper_steps='9', but it takes int"),
         (declare("x", ", paper_steps=True"), "declares paper_steps=True, but it takes int"),
         (declare("x", ", trains=1"), "declares trains=1, but it takes bool"),
+        (declare("x", ", dims=(2,)"), "is made for 2-D images alone: say why with dims_reason"),
+        (declare("x", ", dims=(4,)"), "but it takes .2,., .3,. or .2, 3."),
         (declare("x").replace('("g",)', '"g"'), "declares groups='g', but it takes a tuple of texts"),
         (declare("x", ", **SHARED"), "must be literal"),
         (declare("x", ", **dict(a=1)"), "must be literal"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +19,21 @@ from torch import Tensor, nn
 
 from bench.spec import BenchError
 
+CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the axes of an image
+NORMALISATIONS: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOLINGS: dict[int, Any] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
-def conv_block(inputs: int, outputs: int) -> nn.Sequential:
-    """3x3 convolution, batch normalisation, ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+def conv_block(inputs: int, outputs: int, dims: int = 2) -> nn.Sequential:
+    """3x3 (or 3x3x3) convolution, batch normalisation, ReLU."""
+    convolution, normalisation = CONVOLUTIONS[dims](inputs, outputs, 3, padding=1), NORMALISATIONS[dims](outputs)
+    return nn.Sequential(convolution, normalisation, nn.ReLU(inplace=True))
 
 
 def kaiming_(module: nn.Module) -> nn.Module:
     """Kaiming-normal convolutions (fan out, ReLU), zero biases, unit batch normalisation."""
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
@@ -120,10 +126,10 @@ BACKBONES: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Backbone(nn.Module):
-    """An encoder by name: images (B, C, H, W) -> feature pyramid, finest level first.
+    """An encoder by name: images (B, C, *S) -> feature pyramid, finest level first.
 
-    `channels` and `strides` describe the levels. H and W must be multiples of the last stride.
-    Raises BenchError for an unknown name.
+    `channels` and `strides` describe the levels, `dims` the axes of an image. Sides must be multiples of the last
+    stride. Raises BenchError for an unknown name.
     """
 
     def __init__(self, name: str, in_channels: int = 3, build: Callable[[int], nn.Module] | None = None) -> None:
@@ -146,8 +152,8 @@ class Backbone(nn.Module):
         return features
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Global average of the coarsest level: (B, C, H, W) -> (B, width)."""
-        return self(images)[-1].mean(dim=(2, 3))
+        """Global average of the coarsest level: (B, C, *S) -> (B, width)."""
+        return average(self(images)[-1])
 
 
 _FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -164,6 +170,17 @@ def resize(maps: Tensor, shape: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(shape), mode=_MODES[maps.dim() - 2])
 
 
+def average(maps: Tensor) -> Tensor:
+    """Global average of maps (B, C, *S): (B, C)."""
+    return maps.mean(dim=tuple(range(2, maps.dim())))
+
+
+def pool(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, C, *S) averaged over the cells of a grid: (B, C, side, side[, side])."""
+    pooled: Tensor = _POOLINGS[maps.dim() - 2](maps, side)
+    return pooled
+
+
 def parameters(module: nn.Module) -> int:
     """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -173,18 +190,18 @@ def parameters(module: nn.Module) -> int:
 
 
 class UNetDecoder(nn.Module):
-    """Feature pyramid -> fused map (B, width, H, W): upsampled coarse path and finest skip side by side.
+    """Feature pyramid -> fused map (B, width, *S): upsampled coarse path and finest skip side by side.
 
     Nearest upsampling, skips by concatenation; a pyramid that starts below full resolution is upsampled at the end.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], dims: int = 2) -> None:
         super().__init__()
         self.factors = [coarse // fine for fine, coarse in itertools.pairwise(strides)][::-1]
         levels, inputs = [], channels[-1]
         for index in range(len(channels) - 2, 0, -1):
             skip, outputs = channels[index], channels[index - 1]
-            levels.append(nn.Sequential(conv_block(inputs + skip, skip), conv_block(skip, outputs)))
+            levels.append(nn.Sequential(conv_block(inputs + skip, skip, dims), conv_block(skip, outputs, dims)))
             inputs = outputs
         self.levels = nn.ModuleList(levels)
         self.last_factor = strides[0]
@@ -203,16 +220,16 @@ class UNetDecoder(nn.Module):
 class PixelDecoder(nn.Module):
     """U-Net decoder with an embedding head and, where `clusters` > 0, a clustering head.
 
-    Feature pyramid -> pixel embedding (B, K, H, W), unit vectors, and soft assignment (B, C, H, W), summing to 1 over C
+    Feature pyramid -> pixel embedding (B, K, *S), unit vectors, and soft assignment (B, C, *S), summing to 1 over C
     (None without clusters): a sigmoid, then l1 normalisation, as the authors' code has it; the paper only asks for a
     probability per pixel.
     """
 
     def __init__(self, backbone: Backbone, embedding: int = 32, clusters: int = 16) -> None:
         super().__init__()
-        self.unet = UNetDecoder(backbone.channels, backbone.strides)
-        self.embed = _head(self.unet.width, embedding)
-        self.cluster = _head(self.unet.width, clusters) if clusters else None
+        self.unet = UNetDecoder(backbone.channels, backbone.strides, backbone.dims)
+        self.embed = _head(self.unet.width, embedding, backbone.dims)
+        self.cluster = _head(self.unet.width, clusters, backbone.dims) if clusters else None
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         fused = self.unet(features)
@@ -223,19 +240,21 @@ class PixelDecoder(nn.Module):
         return pixels, scores / scores.sum(dim=1, keepdim=True)
 
 
-def _head(inputs: int, outputs: int) -> nn.Module:
-    return kaiming_(nn.Sequential(conv_block(inputs, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)))
+def _head(inputs: int, outputs: int, dims: int) -> nn.Module:
+    last = CONVOLUTIONS[dims](outputs, outputs, 3, padding=1)
+    return kaiming_(nn.Sequential(conv_block(inputs, outputs, dims), last))
 
 
 class SegmentationNet(nn.Module):
-    """A backbone with the transfer decoder: images (B, C, H, W) -> logits (B, classes, H, W)."""
+    """A backbone with the transfer decoder: images (B, C, *S) -> logits (B, classes, *S)."""
 
     def __init__(self, backbone: Backbone, classes: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
-        unet, width = UNetDecoder(backbone.channels, backbone.strides), backbone.channels[0]
+        dims, width = backbone.dims, backbone.channels[0]
+        unet, last = UNetDecoder(backbone.channels, backbone.strides, dims), CONVOLUTIONS[dims]
         head = nn.Sequential(
-            conv_block(unet.width, width), conv_block(width, width), nn.Conv2d(width, classes, 3, padding=1)
+            conv_block(unet.width, width, dims), conv_block(width, width, dims), last(width, classes, 3, padding=1)
         )
         self.decoder = nn.Sequential(unet, kaiming_(head))
 
@@ -250,14 +269,15 @@ class SegmentationNet(nn.Module):
 def patch_embeddings(pixels: Tensor, grid: int) -> Tensor:
     """Mean pixel embedding of every cell of a grid, as unit vectors (Eq. 3).
 
-    pixels (B, K, H, W) as given -> (B, grid * grid, K), row-major. Pools adaptively where H or W is not divisible.
+    pixels (B, K, *S) as given -> (B, grid ** D, K), row-major. Pools adaptively where a side is not divisible.
     """
-    batch, width, height, breadth = pixels.shape
-    if height % grid == 0 and breadth % grid == 0:
-        cells = pixels.reshape(batch, width, grid, height // grid, grid, breadth // grid).mean(dim=(3, 5))
+    batch, width, *sides = pixels.shape
+    if all(side % grid == 0 for side in sides):
+        parted = [size for side in sides for size in (grid, side // grid)]
+        cells = pixels.reshape(batch, width, *parted).mean(dim=tuple(range(3, 3 + 2 * len(sides), 2)))
     else:
-        cells = F.adaptive_avg_pool2d(pixels, grid)
-    return F.normalize(cells.flatten(2).transpose(1, 2), dim=2)  # (B, grid * grid, K)
+        cells = pool(pixels, grid)
+    return F.normalize(cells.flatten(2).transpose(1, 2), dim=2)  # (B, grid ** D, K)
 
 
 def region_embeddings(pixels: Tensor, assignment: Tensor) -> Tensor:
@@ -303,6 +323,8 @@ def probe(encoder: nn.Module, in_channels: int, size: int = 64) -> list[float]:
     ramp = torch.linspace(-1.0, 1.0, size)
     plane = torch.sin(7.0 * ramp[:, None] + 3.0 * ramp[None, :]) + ramp[None, :] * ramp[:, None]
     image = torch.stack([plane.roll(5 * index, 0) for index in range(in_channels)])[None]
+    for _ in range(getattr(encoder, "dims", 2) - 2):  # the same in every slice, each a little darker
+        image = image[..., ::2, ::2].unsqueeze(2) * torch.linspace(1.0, 0.5, size // 2)[:, None, None]
     was_training = encoder.training
     encoder.eval()
     with torch.no_grad():

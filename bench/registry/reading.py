@@ -196,6 +196,10 @@ def _check(what: str, spec: Spec) -> None:
 
 
 def _check_method(what: str, spec: MethodSpec) -> None:
+    if not spec.dims or not set(spec.dims) <= {2, 3}:
+        raise BenchError(f"{what} declares dims={spec.dims!r}, but it takes (2,), (3,) or (2, 3)")
+    if len(spec.dims) == 1 and not spec.dims_reason:
+        raise BenchError(f"{what} is made for {spec.dims[0]}-D images alone: say why with dims_reason")
     if spec.parallel not in ("", "mean", "gather"):
         raise BenchError(f"{what} declares parallel={spec.parallel!r}, but it takes mean, gather or nothing")
     if spec.weights not in ("", LIBRARY, FILE)[: 1 if spec.trains else 3]:

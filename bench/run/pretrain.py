@@ -142,13 +142,13 @@ def build_method(
     size, classes = (0, 0) if corpus is None else (len(corpus), corpus.classes)
     info = CorpusInfo(size, cell.channels, view_size(cell.image_size), cell.batch_size, cell.steps, classes)
     built: nn.Module = load(spec)(backbone, hparams_of(spec, dict(cell.hparams)), info)
-    return built.to(memory_format=torch.channels_last)
+    return built.to(memory_format=nets.memory_format(backbone.dims))  # type: ignore[call-overload, no-any-return]
 
 
 def _pixels(images: Any, rows: Sequence[int], device: torch.device) -> Tensor:
-    """Rows of a memory map, read in their order on disk: (B, C, S, S) in [0, 1]."""
+    """Rows of a memory map, read in their order on disk: (B, C, *S) in [0, 1]."""
     pixels = torch.from_numpy(data.take(images, rows))
-    return pixels.to(device).permute(0, 3, 1, 2).float().div_(255)
+    return pixels.to(device).movedim(-1, 1).float().div_(255)
 
 
 def _beside(values: Any, dims: int, rows: Sequence[int], device: torch.device) -> Tensor:
@@ -198,7 +198,7 @@ def make_batch(
 
 
 class Sweep:
-    """One pass over the whole corpus in its order, as often as wanted: (index (b,), images (b, C, S, S) normalised)."""
+    """One pass over the whole corpus in its order, as often as wanted: (index (b,), images (b, C, *S) normalised)."""
 
     def __init__(self, corpus: data.Corpus, cell: PretrainCell, device: torch.device) -> None:
         self.corpus, self.cell, self.device = corpus, cell, device

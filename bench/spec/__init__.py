@@ -243,6 +243,8 @@ class MethodSpec:
     needs: str = ""  # what the corpus must offer beside images: "labels" (grades), "pairs" (a second modality)
     maps: tuple[str, ...] = ()  # side maps of the corpus that come with every batch, by their registered names
     parallel: str = ""  # on several devices: "mean" over images, "gather" what is compared; "": not made for it
+    dims: tuple[int, ...] = (2, 3)  # axes of the images that it is made for
+    dims_reason: str = ""  # why not for others
     note: str = ""  # footnote: how the method had to be reinterpreted
     fields: tuple[HParam, ...] = ()
     origin: Origin = Origin("", 0, "")

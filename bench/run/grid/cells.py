@@ -191,6 +191,11 @@ class _Expansion:
                 f"the corpus {corpus.name} has {corpus.channels} channel(s) and the task {task.name} {task.channels}; "
                 f"choose another --corpus or leave the task out"
             )
+        if task.dims not in spec.dims:
+            if line.asked:
+                why = f"{spec.name} is made for {spec.dims[0]}-D images: {spec.dims_reason}"
+                self.unavailable[spec.name, task.name] = why
+            return None
         if spec.needs and not {"labels": corpus.classes, "pairs": corpus.paired}[spec.needs]:
             if line.asked:
                 why = f"{spec.name} needs {NEEDS[spec.needs]}, which the corpus {corpus.name} does not have"
