@@ -7,10 +7,9 @@ them (Chen et al.). Split: their lists, whose first 20 % are the validation part
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from bench.data import Mask, Sample, first_of, folder_of
-from bench.registry import task
+from bench.registry import dataset, task
 
 # fmt: off
 TRAIN = (
@@ -21,63 +20,41 @@ TRAIN = (
 TEST = (29, 72, *(number for number in range(1, 102) if number not in {29, 72, *TRAIN}))
 
 CAMERA = {
-    "fov": 30.0,
-    "centre": (0.88, 1.0),
-    "red": (0.85, 1.0),
-    "green": (0.8, 0.95),
-    "blue": (0.7, 1.0),
-    "exposure": (0.75, 0.95),
-    "uneven": (0.05, 0.2),
-    "blur": 0.003,
-    "noise": 0.01,
-    "cup": (0.4, 0.78),
-}
-SHARED: dict[str, Any] = {
-    "version": 1,
-    "groups": ("fundus_all",),
-    "section": "Optic disc and cup",
-    "corpus": "kaggle_dr",
-    "stand_in": "idrid_grading",
-    "channels": 3,
-    "licence": "free for research with citation, no open licence",
-    "citation": "Sivaswamy et al., IEEE ISBI 2014:53-56",
-    "source": "https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php",
-    "revision": "Drishti-GS1, soft maps",
-    "folders": ("drishti", "Drishti-GS1", "DRISHTI-GS1", "Drishti-GS", "DRISHTI-GS"),
-    "train": 50,
-    "test": 51,
-    "crop": "fov",
-    "label_threshold": 0.3,
-    "augment": "fundus",
-}
+    "fov": 30.0, "centre": (0.88, 1.0), "red": (0.85, 1.0), "green": (0.8, 0.95), "blue": (0.7, 1.0),
+    "exposure": (0.75, 0.95), "uneven": (0.05, 0.2), "blur": 0.003, "noise": 0.01, "cup": (0.4, 0.78),
+}  # fmt: skip
 
 
+@dataset(
+    "drishti", title="Drishti-GS1", crop="fov", augment="fundus", label_threshold=0.3, channels=3,
+    licence="free for research with citation, no open licence",
+    citation="Sivaswamy et al., IEEE ISBI 2014:53-56",
+    source="https://cvit.iiit.ac.in/projects/mip/drishti-gs/mip-dataset2/Home.php",
+    revision="Drishti-GS1, soft maps",
+    folders=("drishti", "Drishti-GS1", "DRISHTI-GS1", "Drishti-GS", "DRISHTI-GS"),
+    layout=("Training/Images/drishtiGS_002.png and soft maps in Training/GT, Test/Images and Test/Test_GT "
+            "likewise"),
+    train=50, test=51, corpus="kaggle_dr", stand_in="idrid_grading",
+    phantom={"modality": "fundus", "dataset": "drishti", "camera": CAMERA},
+)  # fmt: skip
 @task(
-    "drishti_cup",
-    title="GS(cup)",
-    layout=(
-        "Training/Images/drishtiGS_002.png and "
-        "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_cupsegSoftmap.png, Test/Images and Test/Test_GT "
-        "likewise"
-    ),
-    phantom={"modality": "fundus", "target": "cup", "dataset": "drishti", "camera": CAMERA},
-    **SHARED,
-)
+    "drishti_cup", dataset="drishti", title="GS(cup)", groups=("fundus_all",), section="Optic disc and cup",
+    layout=("Training/Images/drishtiGS_002.png and "
+            "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_cupsegSoftmap.png, Test/Images and "
+            "Test/Test_GT likewise"),
+    phantom={"target": "cup"},
+)  # fmt: skip
 def load_cup(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, "cup")
 
 
 @task(
-    "drishti_od",
-    title="GS(OD)",
-    layout=(
-        "Training/Images/drishtiGS_002.png and "
-        "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_ODsegSoftmap.png, Test/Images and Test/Test_GT "
-        "likewise"
-    ),
-    phantom={"modality": "fundus", "target": "disc", "dataset": "drishti", "camera": CAMERA},
-    **SHARED,
-)
+    "drishti_od", dataset="drishti", title="GS(OD)", groups=("fundus_all",), section="Optic disc and cup",
+    layout=("Training/Images/drishtiGS_002.png and "
+            "Training/GT/drishtiGS_002/SoftMap/drishtiGS_002_ODsegSoftmap.png, Test/Images and "
+            "Test/Test_GT likewise"),
+    phantom={"target": "disc"},
+)  # fmt: skip
 def load_disc(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, "OD")
 

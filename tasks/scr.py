@@ -8,87 +8,59 @@ fold 1 train, fold 2 test, in the order of Chen et al., whose first 20 % are the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from bench.data import Mask, Sample, first_of
-from bench.registry import task
+from bench.registry import dataset, task
 
 LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has only after the 145th
 SPELLINGS = (".IMG", ".img", ".png", ".PNG")
 
 CAMERA = {
-    "field": (34.0, 37.0),
-    "inspiration": (0.0, 1.2),
-    "breasts": 0.4,
-    "nodules": 0.6,
-    "scatter": (0.1, 0.2),
-    "contrast": (0.9, 1.1),
-    "exposure": (0.9, 1.1),
-    "blur": 0.0016,
-    "noise": 0.014,
-    "uneven": (0.02, 0.08),
+    "field": (34.0, 37.0), "inspiration": (0.0, 1.2), "breasts": 0.4, "nodules": 0.6, "scatter": (0.1, 0.2),
+    "contrast": (0.9, 1.1), "exposure": (0.9, 1.1), "blur": 0.0016, "noise": 0.014, "uneven": (0.02, 0.08),
     "marker": 0.8,
-}
-SHARED: dict[str, Any] = {
-    "version": 1,
-    "groups": ("cxr_all",),
-    "section": "Anatomical structures",
-    "corpus": "chestxray8",
-    "stand_in": "hannover",
-    "channels": 1,
-    "licence": "research and education only, no redistribution, no commercial use",
-    "citation": (
-        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
-        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
-    ),
-    "source": "https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
-    "revision": "SCR, first observer",
-    "folders": ("scr", "SCR", "JSRT", "jsrt"),
-    "train": 124,
-    "test": 123,
-    "label_threshold": 0.3,
-    "augment": "chest",
-}
+}  # fmt: skip
 
 
+@dataset(
+    "scr", title="SCR, on the films of JSRT", augment="chest", label_threshold=0.3, channels=1,
+    licence="research and education only, no redistribution, no commercial use",
+    citation=("van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; Shiraishi et al., Am. J. "
+              "Roentgenol. 174(1):71-74, 2000"),
+    source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
+    revision="SCR, first observer",
+    folders=("scr", "SCR", "JSRT", "jsrt"),
+    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+            "scratch/fold1/masks, fold2 likewise"),
+    train=124, test=123, corpus="chestxray8", stand_in="hannover",
+    phantom={"modality": "chest", "dataset": "scr", "camera": CAMERA},
+)  # fmt: skip
 @task(
-    "scr_heart",
-    title="Heart",
-    layout=(
-        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-        "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"
-    ),
-    phantom={"modality": "chest", "target": "heart", "dataset": "scr", "camera": CAMERA},
-    **SHARED,
-)
+    "scr_heart", dataset="scr", title="Heart", groups=("cxr_all",), section="Anatomical structures",
+    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+            "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"),
+    phantom={"target": "heart"},
+)  # fmt: skip
 def load_heart(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("heart",))
 
 
 @task(
-    "scr_lung",
-    title="Lung",
-    layout=(
-        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-        "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"
-    ),
-    phantom={"modality": "chest", "target": "lungs", "dataset": "scr", "camera": CAMERA},
-    **SHARED,
-)
+    "scr_lung", dataset="scr", title="Lung", groups=("cxr_all",), section="Anatomical structures",
+    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+            "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"),
+    phantom={"target": "lungs"},
+)  # fmt: skip
 def load_lung(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("left lung", "right lung"))
 
 
 @task(
-    "scr_clavicle",
-    title="Clavicle",
-    layout=(
-        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-        "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"
-    ),
-    phantom={"modality": "chest", "target": "clavicles", "dataset": "scr", "camera": CAMERA},
-    **SHARED,
-)
+    "scr_clavicle", dataset="scr", title="Clavicle", groups=("cxr_all",), section="Anatomical structures",
+    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+            "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"),
+    phantom={"target": "clavicles"},
+)  # fmt: skip
 def load_clavicle(root: Path, split: str) -> list[Sample]:
     return _samples(root, split, ("left clavicle", "right clavicle"))
 

@@ -11,55 +11,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.data import Mask, MissingData, RunLength, Sample, first_of, folder_of, read_table
-from bench.registry import task
+from bench.registry import dataset, task
 
 ORDER = Path(__file__).with_name("splits") / "siim_pneumothorax.txt"
 TRAIN = 1334
 SIDE = 1024  # px, of every film
 
+CAMERA = {
+    "field": (34.0, 40.0), "portable": 0.35, "pneumothorax": 1.0, "breasts": 0.3, "opacities": (0.0, 1.0),
+    "devices": (0.0, 3.0), "enhance": (0.0, 0.6), "scatter": (0.1, 0.3), "contrast": (0.85, 1.15),
+    "exposure": (0.85, 1.15), "noise": (0.008, 0.016), "uneven": (0.02, 0.1), "collimation": 0.15,
+    "marker": 0.8,
+}  # fmt: skip
 
-@task(
-    "siim_pneumothorax",
-    version=1,
-    title="Pne",
-    groups=("cxr_all",),
-    section="Lesions",
-    corpus="chestxray8",
-    stand_in="hannover",
-    channels=1,
+
+@dataset(
+    "siim", title="SIIM-ACR Pneumothorax", augment="chest", label_threshold=0.3, channels=1,
     licence="competition rules: research use, no redistribution",
     citation="Zawacki et al., SIIM-ACR Pneumothorax Segmentation, Kaggle, 2019",
     source="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",
     revision="second stage, training part, films with a pneumothorax",
     folders=("siim_pneumothorax", "siim", "SIIM", "SIIM-ACR", "siim-acr-pneumothorax-segmentation"),
     layout="dicom-images-train/STUDY/SERIES/IMAGE.dcm and train-rle.csv (or stage_2_train.csv)",
-    train=1334,
-    test=1335,
-    label_threshold=0.3,
-    augment="chest",
-    batch_size=8,
-    known_leaks=("chestxray8",),
-    phantom={
-        "modality": "chest",
-        "target": "pneumothorax",
-        "camera": {
-            "field": (34.0, 40.0),
-            "portable": 0.35,
-            "pneumothorax": 1.0,
-            "breasts": 0.3,
-            "opacities": (0.0, 1.0),
-            "devices": (0.0, 3.0),
-            "enhance": (0.0, 0.6),
-            "scatter": (0.1, 0.3),
-            "contrast": (0.85, 1.15),
-            "exposure": (0.85, 1.15),
-            "noise": (0.008, 0.016),
-            "uneven": (0.02, 0.1),
-            "collimation": 0.15,
-            "marker": 0.8,
-        },
-    },
-)
+    train=1334, test=1335, batch_size=8, corpus="chestxray8", stand_in="hannover", known_leaks=("chestxray8",),
+    phantom={"modality": "chest", "target": "pneumothorax", "camera": CAMERA},
+)  # fmt: skip
+@task("siim_pneumothorax", dataset="siim", title="Pne", groups=("cxr_all",), section="Lesions")
 def load(root: Path, split: str) -> list[Sample]:
     """dicom-images-train/STUDY/SERIES/IMAGE.dcm with the rows of IMAGE in train-rle.csv.
 

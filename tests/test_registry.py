@@ -93,6 +93,17 @@ def test_variants_share_literals_by_name(tmp_path: Path) -> None:
     assert registry.methods["y"].paper == "Mine, 2026"
 
 
+def test_a_declaration_may_build_on_constants_of_its_file(tmp_path: Path) -> None:
+    """`**OTHER` inside a dict, later entries winning, as Python has it."""
+    body = "\nBASE = {'a': 1, 'b': (2, 3)}\nMORE = {**BASE, 'b': 4, 'c': 5}\n"
+    body += TASK.replace("channels=3", "channels=3, phantom={'modality': 'fundus', 'camera': MORE}")
+    [found] = registry.read_file(write(tmp_path, "mine", body))
+    assert found.values["phantom"] == {"modality": "fundus", "camera": {"a": 1, "b": 4, "c": 5}}
+    body = TASK.replace("channels=3", "channels=3, phantom={**dict(a=1)}")
+    with pytest.raises(BenchError, match="must be literal"):
+        registry.read_file(write(tmp_path, "other", body))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

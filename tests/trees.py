@@ -117,9 +117,10 @@ def siim(root: Path) -> list[Path]:
 
 
 def hannover(root: Path) -> list[Path]:
-    from tasks.hannover import PATIENTS
+    from tasks.hannover import FILMS
 
-    films = [film for films in PATIENTS.values() for film in films]
+    lines = [line.split() for line in FILMS.read_text().splitlines() if not line.startswith("#")]
+    films = [film for _, *own in lines for film in own]
     return [root / folder / f"{film}.png" for film in [*films, "00000000"] for folder in ("png", "lung_masks")][:-1]
 
 
