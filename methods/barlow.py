@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from bench.losses import barlow_twins
 from bench.nets import CONVOLUTIONS, NORMALISATIONS, Backbone
 from bench.parts.parallel import gather
+from bench.parts.recipes import lars_or_adam
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Rotate, Solarize, Views
-
-LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,11 @@ class HParams:
 
 
 @method(
-    "barlow",
-    HParams,
-    version=1,
-    title="Barlow Twins",
-    paper="Zbontar et al. 2021, arXiv:2103.03230",
-    groups=("instance",),
+    "barlow", HParams, version=1, title="Barlow Twins",
+    paper="Zbontar et al. 2021, arXiv:2103.03230", groups=("instance",),
     paper_steps=17151,  # 1000 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=2048,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=2048, min_batch=2, parallel="gather",
+)  # fmt: skip
 class BarlowTwins(nn.Module):
     """Cross-correlation of image features."""
 
@@ -71,18 +64,11 @@ class BarlowTwins(nn.Module):
         return Views(each=((*ops, Blur(p=1.0)), (*ops, Blur(p=0.1), Solarize(0.2))))
 
     def recipe(self) -> Recipe:
-        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        if self.batch_size < LARGE_BATCH:
-            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
-        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
-        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        return lars_or_adam(self.hparams, self.batch_size)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (self.projector(self.backbone.pooled(view.images)) for view in batch.views)  # (B, D)
         return {"loss": barlow_twins(gather(view0), gather(view1), self.hparams.redundancy_weight)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 @dataclass(frozen=True)
@@ -96,16 +82,11 @@ class PixelHParams:
 
 
 @method(
-    "barlow_pixel",
-    PixelHParams,
-    version=1,
-    title="Barlow Twins (pixels)",
-    paper="Li et al. 2022, MixCL",
-    groups=("dense", "medical"),
-    paper_steps=1000,
-    paper_batch=6,
+    "barlow_pixel", PixelHParams, version=1, title="Barlow Twins (pixels)",
+    paper="Li et al. 2022, MixCL", groups=("dense", "medical"),
+    paper_steps=1000, paper_batch=6,
     note="Pixel identity of MixCL on 2-D encoder maps; the paper's weight of the redundancy term is not given.",
-)
+)  # fmt: skip
 class PixelBarlowTwins(nn.Module):
     """Cross-correlation of pixel features, at every level of the encoder."""
 
@@ -132,9 +113,6 @@ class PixelBarlowTwins(nn.Module):
     def _pixels(self, images: Tensor) -> list[Tensor]:
         maps = [projector(level) for projector, level in zip(self.projectors, self.backbone(images), strict=True)]
         return [level.movedim(1, -1).flatten(0, -2) for level in maps]
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def _pixel_projector(width: int, dims: int) -> nn.Module:

@@ -9,7 +9,6 @@ left out; biases have the weights' rate.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +19,10 @@ from torch import Tensor, nn
 
 from bench.nets import Backbone
 from bench.parts import momentum_copy
+from bench.parts.recipes import lars_or_adam, rising_momentum
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Solarize, Views
-
-LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,11 @@ class HParams:
 
 
 @method(
-    "byol",
-    HParams,
-    version=1,
-    title="BYOL",
-    paper="Grill et al. 2020, arXiv:2006.07733",
-    groups=("instance",),
+    "byol", HParams, version=1, title="BYOL",
+    paper="Grill et al. 2020, arXiv:2006.07733", groups=("instance",),
     paper_steps=8576,  # 1000 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=4096,
-    min_batch=2,
-    parallel="mean",
-)
+    paper_batch=4096, min_batch=2, parallel="mean",
+)  # fmt: skip
 class BYOL(nn.Module):
     """An online network that predicts a target network."""
 
@@ -70,17 +62,13 @@ class BYOL(nn.Module):
         return Views(each=((*ops, Blur(p=1.0)), (*ops, Blur(p=0.1), Solarize(0.2))))
 
     def recipe(self) -> Recipe:
-        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        if self.batch_size < LARGE_BATCH:
-            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
-        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
-        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        return lars_or_adam(self.hparams, self.batch_size)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (view.images for view in batch.views)  # (B, C, S, S)
         predicted0, predicted1 = self._predict(view0), self._predict(view1)  # (B, D)
         with torch.no_grad():
-            momentum = self.target_momentum(batch.progress)
+            momentum = rising_momentum(self.hparams.target_momentum, batch.progress)
             update_momentum(self.backbone, self.target_backbone, momentum)
             update_momentum(self.projector, self.target_projector, momentum)
             target0, target1 = self._target(view0), self._target(view1)
@@ -94,10 +82,3 @@ class BYOL(nn.Module):
     def _target(self, images: Tensor) -> Tensor:
         projection: Tensor = self.target_projector(self.target_backbone.pooled(images))
         return projection.float()
-
-    def target_momentum(self, progress: float) -> float:
-        """1 - (1 - start) * (cos(pi * progress) + 1) / 2."""
-        return 1 - (1 - self.hparams.target_momentum) * (math.cos(math.pi * progress) + 1) / 2
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

@@ -22,11 +22,10 @@ from bench.losses import info_nce
 from bench.nets import Backbone
 from bench.parts import FeatureQueue, momentum_copy
 from bench.parts.parallel import gather, part
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Cutout, Flip, Gray, Jitter, Rotate, Views
-
-LR_BATCH = 128  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,11 @@ class HParams:
 
 
 @method(
-    "c2l",
-    HParams,
-    version=1,
-    title="C2L",
-    paper="Zhou et al. 2020, arXiv:2007.07423",
-    groups=("instance", "medical"),
+    "c2l", HParams, version=1, title="C2L",
+    paper="Zhou et al. 2020, arXiv:2007.07423", groups=("instance", "medical"),
     paper_steps=32931,  # 120 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=128,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=128, min_batch=2, parallel="gather",
+)  # fmt: skip
 class C2L(nn.Module):
     """Comparing to learn."""
 
@@ -72,7 +65,7 @@ class C2L(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size, 128)
         stage = Stage(schedule="step", drops=(60 / 120, 80 / 120, 100 / 120))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -103,9 +96,6 @@ class C2L(nn.Module):
             parts[name] = info_nce(own, partner, self.queue.snapshot(), self.hparams.temperature)
             self.queue.enqueue(gather(F.normalize(partner.float(), dim=1)))
         return parts
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def _mix(rows: Tensor, order: Tensor, weight: float) -> Tensor:

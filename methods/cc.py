@@ -33,17 +33,11 @@ class HParams:
 
 
 @method(
-    "cc",
-    HParams,
-    version=1,
-    title="CC",
-    paper="Li et al. 2021, arXiv:2009.09687",
-    groups=("cluster",),
+    "cc", HParams, version=1, title="CC",
+    paper="Li et al. 2021, arXiv:2009.09687", groups=("cluster",),
     paper_steps=137211,  # 1000 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class ContrastiveClustering(nn.Module):
     """Contrast of the rows and of the columns of a batch."""
 
@@ -73,6 +67,3 @@ class ContrastiveClustering(nn.Module):
         assignment0, assignment1 = (self.cluster_head(item).float().softmax(1) for item in (pooled0, pooled1))  # (B, K)
         cluster = cluster_contrast(gather(assignment0), gather(assignment1), self.hparams.cluster_temperature)
         return {"loss": instance + cluster, "instance": instance.detach(), "cluster": cluster.detach()}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

@@ -43,18 +43,11 @@ class HParams:
 
 
 @method(
-    "cgm",
-    HParams,
-    version=1,
-    title="CGM",
-    paper="Biffi et al. 2020, arXiv:1907.00058",
-    groups=("medical", "generative"),
-    paper_steps=100000,
-    paper_batch=8,
-    min_batch=2,
-    parallel="mean",
+    "cgm", HParams, version=1, title="CGM",
+    paper="Biffi et al. 2020, arXiv:1907.00058", groups=("medical", "generative"),
+    paper_steps=100000, paper_batch=8, min_batch=2, parallel="mean",
     note="reinterpreted: ladder autoencoder of 2-D images without labels; the paper's explains labelled segmentations",
-)
+)  # fmt: skip
 class LadderAutoencoder(nn.Module):
     """A ladder variational autoencoder on the backbone; levels are numbered from the image up."""
 
@@ -116,9 +109,6 @@ class LadderAutoencoder(nn.Module):
         for block, stride in zip(self.down, self.strides[::-1], strict=True):
             x = block(F.interpolate(x, size=self.size // stride, mode="nearest"))
         return F.interpolate(self.paint(x), size=self.size, mode="nearest")
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 Gaussian = tuple[Tensor, Tensor]  # mean and logarithm of the variance, each (B, latents)

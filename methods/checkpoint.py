@@ -26,16 +26,10 @@ class HParams:
 
 
 @method(
-    "ckpt",
-    HParams,
-    version=1,
-    title="Checkpoint",
-    paper="a file of weights",
-    groups=("weights",),
-    trains=False,
-    weights="file",
+    "ckpt", HParams, version=1, title="Checkpoint",
+    paper="a file of weights", groups=("weights",), trains=False, weights="file",
     note="What a checkpoint was trained on is not known here, so no leak is looked for.",
-)
+)  # fmt: skip
 class Checkpoint(nn.Module):
     """The encoder that a file holds."""
 
@@ -46,6 +40,3 @@ class Checkpoint(nn.Module):
     def bring_weights(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
         """given: the tensors of the file."""
         return weights.load(self.backbone, given)
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

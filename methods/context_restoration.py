@@ -36,16 +36,10 @@ class HParams:
 
 
 @method(
-    "context_restoration",
-    HParams,
-    version=1,
-    title="CR",
-    paper="Chen et al. 2019, Medical Image Analysis 58",
-    groups=("medical", "generative"),
-    paper_steps=100000,
-    paper_batch=8,
-    parallel="mean",
-)
+    "context_restoration", HParams, version=1, title="CR",
+    paper="Chen et al. 2019, Medical Image Analysis 58", groups=("medical", "generative"),
+    paper_steps=100000, paper_batch=8, parallel="mean",
+)  # fmt: skip
 class ContextRestoration(nn.Module):
     """Restores images whose patches were swapped."""
 

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from bench.nets import Backbone
 from bench.parts import cluster_count, kmeans
 from bench.parts.parallel import gather, part, ranks
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Part, Recipe
 from bench.views import Batch, Crop, Flip, Views
 
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 LEAST_VARIANCE = 1e-9  # of a component, as a share of the largest
 COMPONENT_IMAGES = 8  # images to a component, at least
 
@@ -48,17 +48,11 @@ class HParams:
 
 
 @method(
-    "deepcluster",
-    HParams,
-    version=1,
-    title="DC",
-    paper="Caron et al. 2018, arXiv:1807.05520",
-    groups=("cluster",),
+    "deepcluster", HParams, version=1, title="DC",
+    paper="Caron et al. 2018, arXiv:1807.05520", groups=("cluster",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class DeepCluster(nn.Module):
     """Clusters of the whole corpus as classes, new ones every epoch."""
 
@@ -81,7 +75,7 @@ class DeepCluster(nn.Module):
         return Views(each=((Crop((0.08, 1.0)), Flip()),))
 
     def recipe(self) -> Recipe:
-        lr, decay = self.hparams.lr * self.batch_size / LR_BATCH, self.hparams.weight_decay
+        lr, decay = linear_rate(self.hparams.lr, self.batch_size), self.hparams.weight_decay
         return Recipe("sgd", lr, decay, momentum=0.9, parts=(Part("top_layer.", "sgd", lr, decay),))
 
     def features(self, images: Tensor) -> Tensor:
@@ -115,9 +109,6 @@ class DeepCluster(nn.Module):
         self.age += 1
         loss = F.cross_entropy(logits, target, weight=self.class_weight)
         return {"loss": loss, "accuracy": (logits.argmax(1) == target).float().mean()}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def whiten(features: Tensor, components: int) -> Tensor:

@@ -22,11 +22,10 @@ from bench.losses import dense_info_nce, info_nce
 from bench.nets import Backbone, average, pool
 from bench.parts import FeatureQueue, momentum_copy
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
-
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,11 @@ class _Heads(nn.Module):
 
 
 @method(
-    "densecl",
-    HParams,
-    version=1,
-    title="DenseCL",
-    paper="Wang et al. 2021, arXiv:2011.09157",
-    groups=("instance", "dense"),
+    "densecl", HParams, version=1, title="DenseCL",
+    paper="Wang et al. 2021, arXiv:2011.09157", groups=("instance", "dense"),
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class DenseCL(nn.Module):
     """Momentum contrast with a global and a dense branch."""
 
@@ -89,7 +82,7 @@ class DenseCL(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(Stage(schedule="cosine"),))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ its layers are put together here, with the last one normalised in the forward pa
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from bench.nets import Backbone
 from bench.parts import momentum_copy
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate, rising_momentum
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Solarize, Views
 
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 LARGE_CROPS = 2  # the views the teacher sees
 SMALL_SIDE = 96 / 224  # of a small crop, as a share of a large one's
 
@@ -73,17 +72,11 @@ class _Network(nn.Module):
 
 
 @method(
-    "dino",
-    HParams,
-    version=2,
-    title="DINO",
-    paper="Caron et al. 2021, arXiv:2104.14294",
-    groups=("instance",),
+    "dino", HParams, version=2, title="DINO",
+    paper="Caron et al. 2021, arXiv:2104.14294", groups=("instance",),
     paper_steps=6861,  # 100 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=512,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=512, min_batch=2, parallel="gather",
+)  # fmt: skip
 class DINO(nn.Module):
     """Self-distillation between crops of several sizes."""
 
@@ -104,7 +97,7 @@ class DINO(nn.Module):
         return Views(each=(first, second) + ((small, *colours, Blur(p=0.5)),) * self.hparams.small_crops)
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -115,7 +108,7 @@ class DINO(nn.Module):
         frozen = batch.progress < self.hparams.frozen
         student = torch.cat([self.student(part, frozen) for part in sizes]).chunk(len(images))  # V of (B, K)
         with torch.no_grad():
-            update_momentum(self.student, self.teacher, self.teacher_momentum(batch.progress))
+            update_momentum(self.student, self.teacher, rising_momentum(self.hparams.teacher_momentum, batch.progress))
             teacher = torch.cat([gather(part) for part in self.teacher(large).chunk(LARGE_CROPS)])  # (2 B, K)
         temperature = self.teacher_temperature(batch.progress)
         entropy = self._entropy(teacher, temperature)  # before the criterion moves the centre
@@ -127,10 +120,6 @@ class DINO(nn.Module):
         """Mean entropy of what the teacher says, in nats: 0 where it is sure of one output, log K where of none."""
         shares = ((logits - self.criterion.center[0]) / temperature).log_softmax(1)  # (2 B, K)
         return -(shares.exp() * shares).sum(1).mean()
-
-    def teacher_momentum(self, progress: float) -> float:
-        """1 - (1 - start) * (cos(pi * progress) + 1) / 2."""
-        return 1 - (1 - self.hparams.teacher_momentum) * (math.cos(math.pi * progress) + 1) / 2
 
     def teacher_temperature(self, progress: float) -> float:
         """Rises linearly, then stays."""

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from bench.losses import instance_discrimination
 from bench.nets import Backbone
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
-
-LR_BATCH = 128  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,11 @@ class HParams:
 
 
 @method(
-    "embinva",
-    HParams,
-    version=2,
-    title="EmbInva",
-    paper="Ye et al. 2019, arXiv:1904.03436",
-    groups=("instance",),
+    "embinva", HParams, version=2, title="EmbInva",
+    paper="Ye et al. 2019, arXiv:1904.03436", groups=("instance",),
     paper_steps=54884,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=128,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=128, min_batch=2, parallel="gather",
+)  # fmt: skip
 class EmbInva(nn.Module):
     """Softmax over the instances of the batch."""
 
@@ -60,7 +53,7 @@ class EmbInva(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size, 128)
         stage = Stage(schedule="step", drops=(0.6, 0.8))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -68,6 +61,3 @@ class EmbInva(nn.Module):
         images = torch.cat([view.images for view in batch.views])  # (2B, C, S, S)
         rows = torch.cat([gather(view) for view in self.projector(self.backbone.pooled(images)).chunk(2)])  # (2B, D)
         return {"loss": instance_discrimination(rows, self.hparams.temperature, self.hparams.negative_weight)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

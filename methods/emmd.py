@@ -38,33 +38,20 @@ class HParams:
 
 
 @method(
-    "emmd",
-    HParams,
-    version=1,
-    title="EMMD",
-    paper="Li et al. 2020, arXiv:2007.11067",
-    groups=("medical",),
+    "emmd", HParams, version=1, title="EMMD",
+    paper="Li et al. 2020, arXiv:2007.11067", groups=("medical",),
     paper_steps=93669,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=75,
-    min_batch=2,
-    needs="pairs",
-    parallel="gather",
+    paper_batch=75, min_batch=2, needs="pairs", parallel="gather",
     note="The second modality is the corpus's own; the generator that made it in the paper is not released.",
-)
+)  # fmt: skip
 @method(
-    "emmd_green",
-    HParams,
-    version=1,
-    title="EMMD (green channel)",
-    paper="Li et al. 2020, arXiv:2007.11067",
-    groups=("substitute",),
+    "emmd_green", HParams, version=1, title="EMMD (green channel)",
+    paper="Li et al. 2020, arXiv:2007.11067", groups=("substitute",),
     paper_steps=93669,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=75,
-    min_batch=2,
-    parallel="gather",
+    paper_batch=75, min_batch=2, parallel="gather",
     note="Not the paper's method: the inverted green channel stands in for its second modality.",
     set={"substitute": True},
-)
+)  # fmt: skip
 class EMMD(nn.Module):
     """Instances of two modalities in one feature space."""
 
@@ -92,9 +79,6 @@ class EMMD(nn.Module):
         features = self.projector(self.backbone.pooled(torch.cat(rows)))  # (4B, D), modalities take turns
         features = torch.cat([gather(view) for view in features.chunk(2)])
         return {"loss": multimodal_instance(features, self.hparams.temperature)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def inverted_green(images: Tensor) -> Tensor:

@@ -28,16 +28,11 @@ class HParams:
 
 
 @method(
-    "imagenet",
-    HParams,
-    version=1,
-    title="ImageNet",
-    paper="Deng et al. 2009; weights of timm and segmentation-models-pytorch",
-    groups=("weights",),
-    trains=False,
+    "imagenet", HParams, version=1, title="ImageNet",
+    paper="Deng et al. 2009; weights of timm and segmentation-models-pytorch", groups=("weights",), trains=False,
     weights="library",
     lacks=("tiny_vgg16", "small_vgg16", "resnet18", "resnet34", "resnet50"),  # the papers' own, which nobody trained
-)
+)  # fmt: skip
 class ImageNet(nn.Module):
     """An encoder trained on labelled photographs."""
 
@@ -48,9 +43,6 @@ class ImageNet(nn.Module):
     def bring_weights(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
         """given: nothing; the libraries know where the weights are."""
         return weights.load(self.backbone, _fetched(self.backbone.name))
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def _fetched(backbone: str) -> dict[str, Tensor]:

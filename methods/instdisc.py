@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from bench.losses import instdisc_nce, instdisc_normaliser, instdisc_softmax, updated_bank
 from bench.nets import Backbone
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
-
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,11 @@ class HParams:
 
 
 @method(
-    "instdisc",
-    HParams,
-    version=1,
-    title="InstDisc",
-    paper="Wu et al. 2018, arXiv:1805.01978",
-    groups=("instance",),
+    "instdisc", HParams, version=1, title="InstDisc",
+    paper="Wu et al. 2018, arXiv:1805.01978", groups=("instance",),
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=256,
-    parallel="gather",
-)
+    paper_batch=256, parallel="gather",
+)  # fmt: skip
 class InstDisc(nn.Module):
     """Noise-contrastive estimation against a bank with one vector per image.
 
@@ -72,7 +66,7 @@ class InstDisc(nn.Module):
         return Views(each=((Crop((0.2, 1.0)), Gray(0.2), Jitter(0.4, 0.4, 0.4, 0.4), Flip()),))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         stage = Stage(schedule="step", drops=(0.6, 0.8))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -88,6 +82,3 @@ class InstDisc(nn.Module):
         exact = instdisc_softmax(feature.detach(), self.bank, index, self.hparams.temperature)
         self.bank = updated_bank(self.bank, index, feature, self.hparams.bank_momentum)
         return {"loss": loss, "softmax": exact}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

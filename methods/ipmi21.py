@@ -40,18 +40,11 @@ class HParams:
 
 
 @method(
-    "ipmi21",
-    HParams,
-    version=1,
-    title="IPMI21",
-    paper="Chen et al. 2021, arXiv:2012.09333",
-    groups=("ld", "dense", "medical"),
-    paper_steps=100000,
-    paper_batch=8,
-    min_batch=2,
-    parallel="gather",
+    "ipmi21", HParams, version=1, title="IPMI21",
+    paper="Chen et al. 2021, arXiv:2012.09333", groups=("ld", "dense", "medical"),
+    paper_steps=100000, paper_batch=8, min_batch=2, parallel="gather",
     note="reinterpreted: no code of the conference version exists; its center and area terms follow the later papers",
-)
+)  # fmt: skip
 class ConferenceLocalDiscrimination(nn.Module):
     """Patch discrimination and pixel clustering, trained together."""
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from bench.losses import jigsaw_clustering
 from bench.nets import Backbone
 from bench.parts.parallel import gather, part
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Quadrant, Views
 
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column) of the quadrants
 
 
@@ -40,19 +40,13 @@ class HParams:
 
 
 @method(
-    "jigclu",
-    HParams,
-    version=2,
-    title="JC",
-    paper="Chen et al. 2021, arXiv:2104.00323",
-    groups=("cluster",),
+    "jigclu", HParams, version=2, title="JC",
+    paper="Chen et al. 2021, arXiv:2104.00323", groups=("cluster",),
     paper_steps=27442,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    dims=(2,),
+    paper_batch=256, min_batch=2, dims=(2,),
     dims_reason="its puzzle is a square of four quadrants, which the paper defines for images alone",
     parallel="gather",
-)
+)  # fmt: skip
 class JigClu(nn.Module):
     """Jigsaw clustering."""
 
@@ -69,7 +63,7 @@ class JigClu(nn.Module):
         return Views(each=tuple((Quadrant(row, column, self.hparams.overlap), *ops) for row, column in PLACES))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(Stage(schedule="cosine"),))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -82,9 +76,6 @@ class JigClu(nn.Module):
         location = F.cross_entropy(self.locator(features).float(), order.div(images, rounding_mode="floor"))
         loss = clustering + self.hparams.location_weight * location
         return {"loss": loss, "clustering": clustering.detach(), "location": location.detach()}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def montages(crops: Tensor) -> Tensor:

@@ -23,11 +23,10 @@ from bench.losses import info_nce
 from bench.nets import Backbone
 from bench.parts import FeatureQueue, momentum_copy
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Op, Views
-
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,18 @@ class HParams:
 
 
 @method(
-    "moco",
-    HParams,
-    version=2,
-    title="MoCo",
-    paper="He et al. 2020, arXiv:1911.05722",
-    groups=("instance",),
+    "moco", HParams, version=2, title="MoCo",
+    paper="He et al. 2020, arXiv:1911.05722", groups=("instance",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 @method(
-    "mocov2",
-    HParams,
-    version=1,
-    title="MoCoV2",
-    paper="Chen et al. 2020, arXiv:2003.04297",
-    groups=("instance",),
+    "mocov2", HParams, version=1, title="MoCoV2",
+    paper="Chen et al. 2020, arXiv:2003.04297", groups=("instance",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
+    paper_batch=256, min_batch=2, parallel="gather",
     set={"temperature": 0.2, "hidden_layer": True, "strong_views": True, "cosine": True},
-)
+)  # fmt: skip
 class MoCo(nn.Module):
     """Momentum contrast; both versions, told apart by their hyper-parameters."""
 
@@ -96,7 +83,7 @@ class MoCo(nn.Module):
 
     def recipe(self) -> Recipe:
         stage = Stage(schedule="cosine") if self.hparams.cosine else Stage(schedule="step", drops=(0.6, 0.8))
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
@@ -109,6 +96,3 @@ class MoCo(nn.Module):
         loss = info_nce(query, key, self.queue.snapshot(), self.hparams.temperature)
         self.queue.enqueue(gather(key))
         return {"loss": loss}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

@@ -25,11 +25,10 @@ from bench.losses import concentration, info_nce, proto_nce
 from bench.nets import Backbone
 from bench.parts import FeatureQueue, cluster_count, kmeans, momentum_copy
 from bench.parts.parallel import gather
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Gray, Jitter, Views
-
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,11 @@ class HParams:
 
 
 @method(
-    "pcl",
-    HParams,
-    version=2,
-    title="PCL",
-    paper="Li et al. 2021, arXiv:2005.04966",
-    groups=("cluster",),
+    "pcl", HParams, version=2, title="PCL",
+    paper="Li et al. 2021, arXiv:2005.04966", groups=("cluster",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class PrototypicalContrast(nn.Module):
     """Momentum contrast with prototypes; the clusterings are numbered from coarse to fine."""
 
@@ -88,7 +81,7 @@ class PrototypicalContrast(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         stage = Stage(schedule="step", drops=(0.6, 0.8))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -139,6 +132,3 @@ class PrototypicalContrast(nn.Module):
         """Clusters (R,) that no image of the batch is in, drawn from their sorted numbers."""
         others = torch.ones(clusters, dtype=torch.bool).index_fill(0, own.cpu(), False).nonzero().flatten()
         return others[torch.randperm(len(others))[: self.hparams.negatives]].to(own.device)
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

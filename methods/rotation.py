@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Views
-
-LR_BATCH = 192  # images per step that the paper's learning rate is for
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,11 @@ class HParams:
 
 
 @method(
-    "rotation",
-    HParams,
-    version=1,
-    title="Rotation",
-    paper="Gidaris et al. 2018, arXiv:1803.07728",
-    groups=("instance",),
+    "rotation", HParams, version=1, title="Rotation",
+    paper="Gidaris et al. 2018, arXiv:1803.07728", groups=("instance",),
     paper_steps=5488,  # 30 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=192,
-    parallel="mean",
-)
+    paper_batch=192, parallel="mean",
+)  # fmt: skip
 class Rotation(nn.Module):
     """Every image in all its four turns, each to be recognised."""
 
@@ -55,7 +49,7 @@ class Rotation(nn.Module):
         return Views(each=((Crop((area, area), ratio=(1.0, 1.0)), Flip()),))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size, 192)
         stage = Stage(schedule="step", drops=(1 / 3, 2 / 3))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -65,6 +59,3 @@ class Rotation(nn.Module):
         turns = torch.arange(4, device=images.device).repeat_interleave(len(images))  # (4B,)
         scores = self.classifier(self.backbone.pooled(turned)).float()  # (4B, 4)
         return {"loss": F.cross_entropy(scores, turns)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

@@ -35,17 +35,11 @@ class HParams:
 
 
 @method(
-    "rotori",
-    HParams,
-    version=1,
-    title="RotOri",
-    paper="Li et al. 2021, IEEE TMI 40(9)",
-    groups=("medical",),
+    "rotori", HParams, version=1, title="RotOri",
+    paper="Li et al. 2021, IEEE TMI 40(9)", groups=("medical",),
     paper_steps=93669,  # 200 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=75,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=75, min_batch=2, parallel="gather",
+)  # fmt: skip
 class RotOri(nn.Module):
     """Four turns of two views: half of the feature knows the turn, the other half the image."""
 
@@ -74,6 +68,3 @@ class RotOri(nn.Module):
         contrast = rotation_instance(instance, self.hparams.temperature)
         loss = contrast + self.hparams.rotation_weight * rotation
         return {"loss": loss, "instance": contrast.detach(), "rotation": rotation.detach()}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

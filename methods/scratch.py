@@ -21,20 +21,12 @@ class HParams:
 
 
 @method(
-    "scratch",
-    HParams,
-    version=1,
-    title="Scratch",
-    paper="no pretraining",
-    groups=("baseline",),
-    trains=False,
-)
+    "scratch", HParams, version=1, title="Scratch",
+    paper="no pretraining", groups=("baseline",), trains=False,
+)  # fmt: skip
 class Scratch(nn.Module):
     """The encoder as it was initialised."""
 
     def __init__(self, backbone: Backbone, hparams: HParams, corpus_info: object) -> None:
         super().__init__()
         self.backbone = backbone
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

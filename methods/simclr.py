@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from bench.losses import nt_xent
 from bench.nets import Backbone
 from bench.parts.parallel import gather
+from bench.parts.recipes import lars_or_adam
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
-
-LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,11 @@ class HParams:
 
 
 @method(
-    "simclr",
-    HParams,
-    version=1,
-    title="SimCLR",
-    paper="Chen et al. 2020, arXiv:2002.05709",
-    groups=("instance",),
+    "simclr", HParams, version=1, title="SimCLR",
+    paper="Chen et al. 2020, arXiv:2002.05709", groups=("instance",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class SimCLR(nn.Module):
     """Contrast within the batch."""
 
@@ -61,15 +54,8 @@ class SimCLR(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        if self.batch_size < LARGE_BATCH:
-            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
-        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
-        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        return lars_or_adam(self.hparams, self.batch_size)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (self.projector(self.backbone.pooled(view.images)) for view in batch.views)  # (B, D)
         return {"loss": nt_xent(gather(view0), gather(view1), self.hparams.temperature)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

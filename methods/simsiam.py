@@ -14,11 +14,11 @@ from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectio
 from torch import Tensor, nn
 
 from bench.nets import Backbone
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Part, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Views
 
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 MOMENTUM = 0.9  # SGD's
 
 
@@ -33,17 +33,11 @@ class HParams:
 
 
 @method(
-    "simsiam",
-    HParams,
-    version=1,
-    title="SimSiam",
-    paper="Chen and He 2021, arXiv:2011.10566",
-    groups=("instance",),
+    "simsiam", HParams, version=1, title="SimSiam",
+    paper="Chen and He 2021, arXiv:2011.10566", groups=("instance",),
     paper_steps=6861,  # 100 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=512,
-    min_batch=2,
-    parallel="mean",
-)
+    paper_batch=512, min_batch=2, parallel="mean",
+)  # fmt: skip
 class SimSiam(nn.Module):
     """Two views of one image through one network."""
 
@@ -60,7 +54,7 @@ class SimSiam(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        lr, decay = self.hparams.lr * self.batch_size / LR_BATCH, self.hparams.weight_decay
+        lr, decay = linear_rate(self.hparams.lr, self.batch_size), self.hparams.weight_decay
         predictor = Part("predictor.", "sgd", lr, decay, momentum=MOMENTUM)
         return Recipe("sgd", lr, decay, MOMENTUM, stages=(Stage(schedule="cosine"),), parts=(predictor,))
 
@@ -70,6 +64,3 @@ class SimSiam(nn.Module):
         loss0 = self.similarity(predicted0, projected1.detach())
         loss1 = self.similarity(predicted1, projected0.detach())
         return {"loss": (loss0 + loss1) / 2}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

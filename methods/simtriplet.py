@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from bench.losses import triplet_similarity
 from bench.nets import Backbone
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import CorpusInfo, Part, Recipe, Stage
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Neighbour, Op, Views
 
-LR_BATCH = 256  # images per step that the paper's learning rate is for
 MOMENTUM = 0.9  # SGD's
 
 
@@ -37,18 +37,12 @@ class HParams:
 
 
 @method(
-    "simtriplet",
-    HParams,
-    version=1,
-    title="SimTriplet",
-    paper="Liu et al. 2021, arXiv:2103.05585",
-    groups=("instance", "medical"),
+    "simtriplet", HParams, version=1, title="SimTriplet",
+    paper="Liu et al. 2021, arXiv:2103.05585", groups=("instance", "medical"),
     paper_steps=27442,  # 100 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=128,
-    min_batch=2,
-    parallel="mean",
+    paper_batch=128, min_batch=2, parallel="mean",
     note="The neighbouring tile of a slide is re-defined as the neighbouring window, a third of the side, of an image.",
-)
+)  # fmt: skip
 class SimTriplet(nn.Module):
     """Triplets of positives."""
 
@@ -66,7 +60,7 @@ class SimTriplet(nn.Module):
         return Views(shared=(tile,), each=(ops, ops, (Neighbour(), *ops)))
 
     def recipe(self) -> Recipe:
-        lr, decay = self.hparams.lr * self.batch_size / LR_BATCH, self.hparams.weight_decay
+        lr, decay = linear_rate(self.hparams.lr, self.batch_size), self.hparams.weight_decay
         predictor = Part("predictor.", "sgd", lr, decay, momentum=MOMENTUM)
         return Recipe("sgd", lr, decay, MOMENTUM, stages=(Stage(schedule="cosine"),), parts=(predictor,))
 
@@ -74,6 +68,3 @@ class SimTriplet(nn.Module):
         projections = [self.projector(self.backbone.pooled(view.images)) for view in batch.views]  # 3 of (B, D)
         predictions = [self.predictor(projection) for projection in projections]
         return {"loss": triplet_similarity(*predictions, *projections)}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

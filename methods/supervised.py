@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.nets import Backbone
+from bench.parts.recipes import linear_rate
 from bench.registry import method
 from bench.spec import BenchError, CorpusInfo, Recipe, Stage
 from bench.views import Batch, Crop, Flip, Views
-
-LR_BATCH = 256  # images per step that the learning rate is for
 
 
 @dataclass(frozen=True)
@@ -32,19 +31,12 @@ class HParams:
 
 
 @method(
-    "supervised",
-    HParams,
-    version=1,
-    title="Supervised",
-    paper="Chen et al. 2022, local discrimination, Table 2",
-    groups=("reference",),
+    "supervised", HParams, version=1, title="Supervised",
+    paper="Chen et al. 2022, local discrimination, Table 2", groups=("reference",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    needs="labels",
-    parallel="mean",
+    paper_batch=256, min_batch=2, needs="labels", parallel="mean",
     note="the paper gives no details: cross-entropy on the corpus's image-level grades, torchvision's reference recipe",
-)
+)  # fmt: skip
 class Supervised(nn.Module):
     """A linear classifier of grades on the pooled features."""
 
@@ -63,7 +55,7 @@ class Supervised(nn.Module):
         return Views(each=((Crop((0.08, 1.0)), Flip()),))
 
     def recipe(self) -> Recipe:
-        lr = self.hparams.lr * self.batch_size / LR_BATCH
+        lr = linear_rate(self.hparams.lr, self.batch_size)
         stage = Stage(schedule="step", drops=(1 / 3, 2 / 3))
         return Recipe("sgd", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
 
@@ -73,6 +65,3 @@ class Supervised(nn.Module):
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.hparams.label_smoothing)
         accuracy = (logits.argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "accuracy": accuracy}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

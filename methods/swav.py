@@ -50,17 +50,11 @@ class HParams:
 
 
 @method(
-    "swav",
-    HParams,
-    version=2,
-    title="SwAV",
-    paper="Caron et al. 2020, arXiv:2006.09882",
-    groups=("cluster",),
+    "swav", HParams, version=2, title="SwAV",
+    paper="Caron et al. 2020, arXiv:2006.09882", groups=("cluster",),
     paper_steps=27442,  # 200 epochs of the paper's 35,126 fundus images
-    paper_batch=256,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=256, min_batch=2, parallel="gather",
+)  # fmt: skip
 class SwAV(nn.Module):
     """Swapped assignments between crops of several sizes."""
 
@@ -114,6 +108,3 @@ class SwAV(nn.Module):
         rows = torch.stack([queue.get_buffer("rows") for queue in self.queues])
         full = round(progress * self.steps) * self.batch_size >= rows.shape[1]
         return rows @ self.prototypes.weight.T if full and progress >= self.hparams.queue_start else None
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

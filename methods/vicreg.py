@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from bench.nets import Backbone
 from bench.parts.parallel import gather
+from bench.parts.recipes import lars_or_adam
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Solarize, Views
-
-LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,11 @@ class HParams:
 
 
 @method(
-    "vicreg",
-    HParams,
-    version=1,
-    title="VICReg",
-    paper="Bardes et al. 2022, arXiv:2105.04906",
-    groups=("instance",),
+    "vicreg", HParams, version=1, title="VICReg",
+    paper="Bardes et al. 2022, arXiv:2105.04906", groups=("instance",),
     paper_steps=17151,  # 1000 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=2048,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=2048, min_batch=2, parallel="gather",
+)  # fmt: skip
 class VICReg(nn.Module):
     """Variance, invariance and covariance of two views' features."""
 
@@ -69,17 +62,10 @@ class VICReg(nn.Module):
         return Views(each=(ops, ops))
 
     def recipe(self) -> Recipe:
-        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        if self.batch_size < LARGE_BATCH:
-            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
-        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
-        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        return lars_or_adam(self.hparams, self.batch_size)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         view0, view1 = (self.expander(self.backbone.pooled(view.images)).float() for view in batch.views)  # (B, D)
         with torch.autocast(view0.device.type, enabled=False):  # covariances do not survive half precision
             loss = self.criterion(gather(view0), gather(view1))
         return {"loss": loss}
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}

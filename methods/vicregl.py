@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from bench.nets import Backbone, average, pool
 from bench.parts.parallel import gather
+from bench.parts.recipes import lars_or_adam
 from bench.registry import method
-from bench.spec import CorpusInfo, Recipe, Stage
+from bench.spec import CorpusInfo, Recipe
 from bench.views import Batch, Blur, Crop, Flip, Gray, Jitter, Solarize, View, Views
-
-LARGE_BATCH = 256  # images per step from which on the paper's optimiser is used
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,11 @@ class HParams:
 
 
 @method(
-    "vicregl",
-    HParams,
-    version=2,
-    title="VICRegL",
-    paper="Bardes et al. 2022, arXiv:2210.01571",
-    groups=("instance", "dense"),
+    "vicregl", HParams, version=2, title="VICRegL",
+    paper="Bardes et al. 2022, arXiv:2210.01571", groups=("instance", "dense"),
     paper_steps=5145,  # 300 epochs of the local discrimination paper's 35,126 fundus images
-    paper_batch=2048,
-    min_batch=2,
-    parallel="gather",
-)
+    paper_batch=2048, min_batch=2, parallel="gather",
+)  # fmt: skip
 class VICRegL(nn.Module):
     """VICReg with a branch for whole images and one for matched cells."""
 
@@ -79,11 +72,7 @@ class VICRegL(nn.Module):
         return Views(each=((*ops, Blur(p=1.0)), (*ops, Blur(p=0.1), Solarize(0.2))))
 
     def recipe(self) -> Recipe:
-        stage = Stage(schedule="cosine", warmup=self.hparams.warmup)
-        if self.batch_size < LARGE_BATCH:
-            return Recipe("adam", self.hparams.small_batch_lr, self.hparams.weight_decay, stages=(stage,))
-        lr = self.hparams.lr * self.batch_size / LARGE_BATCH
-        return Recipe("lars", lr, self.hparams.weight_decay, momentum=0.9, stages=(stage,))
+        return lars_or_adam(self.hparams, self.batch_size)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         features = [self._features(view.images) for view in batch.views]
@@ -98,9 +87,6 @@ class VICRegL(nn.Module):
         coarsest = self.backbone(images)[-1]  # (B, F, h, w)
         cells = pool(coarsest, min(self.hparams.grid, *coarsest.shape[2:])).movedim(1, -1)
         return self.expander(average(coarsest)).float(), self.local_projector(cells.flatten(1, -3)).float()
-
-    def export(self) -> dict[str, nn.Module]:
-        return {"encoder": self.backbone.encoder}
 
 
 def cell_places(view: View, side: int) -> Tensor:

@@ -65,7 +65,7 @@ def test_declares_itself(name: str) -> None:
 def _trained(run: pretrain._Run) -> torch.nn.Module:
     """The encoder that learns: the one handed on, or the one that it follows."""
     method: Any = run.method
-    handed: torch.nn.Module = method.export()["encoder"]
+    handed: torch.nn.Module = pretrain.handed_on(method)["encoder"]
     if all(item.requires_grad for item in handed.parameters()):
         return handed
     assert not any(item.requires_grad for item in handed.parameters()), "a part of the encoder is frozen"

@@ -49,7 +49,7 @@ def _step(run: pretrain._Run, step: int) -> None:
 def _seen(run: pretrain._Run) -> Tensor:
     """What the encoder is given in one step."""
     seen: list[Tensor] = []
-    encoder = run.method.export()["encoder"]  # type: ignore[operator]
+    encoder = pretrain.handed_on(run.method)["encoder"]
     handle = encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
     _step(run, 0)
     handle.remove()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import nets, registry, views
+from bench.parts.recipes import lars_or_adam, linear_rate, rising_momentum
 from bench.run import pretrain
 from bench.spec import CellError, MethodSpec, Site
 from methods import imagenet
@@ -71,7 +73,7 @@ def test_byol_is_two_minus_twice_the_cosine_both_ways() -> None:
 
 def test_byols_target_follows_more_slowly_to_the_end() -> None:
     method = build("byol")
-    assert [method.target_momentum(at) for at in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
+    assert [rising_momentum(0.996, at) for at in (0.0, 0.5, 1.0)] == pytest.approx([0.996, 0.998, 1.0])
     own, target = next(method.backbone.parameters()), next(method.target_backbone.parameters())
     start = target.detach().clone()
     with torch.no_grad():
@@ -213,7 +215,7 @@ def test_dinos_last_layer_does_not_move_at_first() -> None:
 def test_dinos_schedules_and_crops() -> None:
     method = build("dino")
     assert [method.teacher_temperature(at) for at in (0.0, 0.3, 0.9)] == pytest.approx([0.04, 0.07, 0.07])
-    assert [method.teacher_momentum(at) for at in (0.0, 1.0)] == pytest.approx([0.996, 1.0])
+    assert method.hparams.teacher_momentum == 0.996
     built = views.build(torch.rand(1, 3, 64, 64), method.views(), 224, torch.Generator())
     assert [view.images.shape[-1] for view in built] == [224, 224] + [96] * 8
     assert method.student.last.weight.shape == (8, 256)
@@ -290,3 +292,16 @@ def test_weights_that_cannot_be_had_are_one_clear_sentence(
 def test_imagenet_lacks_what_nobody_trained() -> None:
     spec = SHELVES.methods["imagenet"]
     assert set(spec.lacks) == set(nets.BACKBONES) - set(imagenet.TWINS)
+
+
+# --------------------------------------------------------------------------------------------------------------- recipes
+
+
+def test_rates_grow_with_the_batch_and_small_batches_have_adam() -> None:
+    hparams = SimpleNamespace(lr=0.2, small_batch_lr=3e-4, weight_decay=1e-6, warmup=0.01)
+    large, small = lars_or_adam(hparams, 512), lars_or_adam(hparams, 255)
+    assert (large.optimizer, large.lr, large.momentum) == ("lars", 0.4, 0.9)
+    assert (small.optimizer, small.lr) == ("adam", 3e-4)
+    assert large.stages == small.stages and large.stages[0].schedule == "cosine" and large.stages[0].warmup == 0.01
+    assert large.weight_decay == small.weight_decay == 1e-6
+    assert (linear_rate(0.03, 128), linear_rate(0.03, 64, 128)) == (0.015, 0.015)

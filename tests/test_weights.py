@@ -184,7 +184,7 @@ def test_our_own_export_and_our_own_checkpoint_are_read(tmp_path: Path) -> None:
     target = nets.Backbone("tiny_vgg16")
     facts = weights.load(target, read(tmp_path / pretrain.ENCODER))
     assert (facts["names"], facts["prefix"], facts["unexpected"]) == ("bench", "encoder.", 0)
-    before = nets.probe(method.export()["encoder"], 3)  # type: ignore[operator]
+    before = nets.probe(pretrain.handed_on(method)["encoder"], 3)
     assert nets.probe(target.encoder, 3) == pytest.approx(before, rel=1e-6)
 
     state = {f"method.{name}": item for name, item in method.state_dict().items()}

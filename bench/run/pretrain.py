@@ -469,9 +469,17 @@ def _kept(folder: Path) -> str:
     return f"the last good checkpoint (step {found[1]['step']}) is kept" if found else "no checkpoint was made before"
 
 
-def export(method: nn.Module, cell: PretrainCell, folder: Path) -> None:
-    """Writes what survives pretraining: the method's `export()`, with a probe of the encoder for the hand-over."""
+def handed_on(method: nn.Module) -> dict[str, nn.Module]:
+    """What survives pretraining, by name: what the method's `export()` says, else the encoder of its `backbone`."""
+    if not hasattr(method, "export"):
+        return {"encoder": method.backbone.encoder}  # type: ignore[union-attr, dict-item]
     parts: dict[str, nn.Module] = method.export()  # type: ignore[operator]
+    return parts
+
+
+def export(method: nn.Module, cell: PretrainCell, folder: Path) -> None:
+    """Writes what survives pretraining, of the encoder a probe too, for the hand-over."""
+    parts = handed_on(method)
     tensors: dict[str, Tensor] = {}
     for name, module in parts.items():
         tensors |= contiguous(module.state_dict(), f"{name}.")
