@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Mask, Sample, first_of
-from bench.registry import task
+from bench.data import Sample, list_samples
+from bench.registry import dataset, task
 
-EYES = [f"{number:02}_{kind}" for number in range(1, 16) for kind in ("dr", "g", "h")]
-FIRST = "07_g"
-TRAIN = [FIRST, *(name for name in EYES[:25] if name != FIRST)]
-TEST = EYES[25:]
+CAMERA = {
+    "fov": 54.0, "height": 0.72, "centre": (0.2, 0.5), "notch": 1.0,
+    "red": (1.02, 1.2), "green": (0.62, 0.82), "blue": (0.7, 1.0),
+    "uneven": (0.05, 0.15), "vignette": (0.15, 0.3), "blur": 0.0012, "noise": 0.006,
+    "nerve_fibre": (0.0, 0.4), "texture": (0.6, 1.4), "cup": (0.3, 0.75),
+    "exudates": (0.0, 1.5), "haemorrhages": (0.0, 4.0), "microaneurysms": (0.0, 8.0),
+}  # fmt: skip
 
 
-@task(
+@dataset(
     "hrf",
-    version=1,
     title="HRF",
-    groups=("fundus_all",),
-    section="Retinal vessel",
-    corpus="kaggle_dr",
-    stand_in="idrid_grading",
     channels=3,
     licence="CC BY 4.0",
     citation="Budai et al., Int. J. Biomed. Imaging 2013:154860, 2013",
@@ -37,38 +35,13 @@ TEST = EYES[25:]
     crop="fov",
     label_threshold=0.01,
     augment="fundus",
-    phantom={
-        "modality": "fundus",
-        "target": "vessels",
-        "camera": {
-            "fov": 54.0,
-            "height": 0.72,
-            "centre": (0.2, 0.5),
-            "notch": 1.0,
-            "red": (1.02, 1.2),
-            "green": (0.62, 0.82),
-            "blue": (0.7, 1.0),
-            "uneven": (0.05, 0.15),
-            "vignette": (0.15, 0.3),
-            "blur": 0.0012,
-            "noise": 0.006,
-            "nerve_fibre": (0.0, 0.4),
-            "texture": (0.6, 1.4),
-            "cup": (0.3, 0.75),
-            "exudates": (0.0, 1.5),
-            "haemorrhages": (0.0, 4.0),
-            "microaneurysms": (0.0, 8.0),
-        },
-    },
+    corpus="kaggle_dr",
+    stand_in="idrid_grading",
+    phantom={"modality": "fundus", "camera": CAMERA},
 )
+@task("hrf", dataset="hrf", groups=("fundus_all",), section="Retinal vessel", phantom={"target": "vessels"})
 def load(root: Path, split: str) -> list[Sample]:
     """images/01_h.jpg (01_dr.JPG) with manual1/01_h.tif."""
-    return [
-        Sample(
-            name,
-            first_of(root / "images" / f"{name}.jpg", root / "images" / f"{name}.JPG"),
-            Mask(root / "manual1" / f"{name}.tif"),
-            name,
-        )
-        for name in {"train": TRAIN, "test": TEST}[split]
-    ]
+    eyes = [f"{number:02}_{kind}" for number in range(1, 16) for kind in ("dr", "g", "h")]
+    part = {"train": ["07_g", *(eye for eye in eyes[:25] if eye != "07_g")], "test": eyes[25:]}[split]
+    return list_samples(root, part, ("images/*.jpg", "images/*.JPG"), "manual1/*.tif")

@@ -114,6 +114,14 @@ class _Spelt(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return self.constants.get(node.id, node)
 
+    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
+        """`{**ONE, "more": 2}` with the entries of ONE written out."""
+        entries: list[tuple[ast.expr | None, ast.expr]] = []
+        for key, value in zip(node.keys, map(self.visit, node.values), strict=True):
+            inner = zip(value.keys, value.values, strict=True) if key is None and isinstance(value, ast.Dict) else None
+            entries += inner or [(key and self.visit(key), value)]
+        return ast.Dict([key for key, _ in entries], [value for _, value in entries])
+
 
 def _keywords(call: ast.Call, spelt: _Spelt) -> dict[str, Any]:
     """The values of a declaration, those of its `**SHARED` included."""
