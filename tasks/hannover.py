@@ -33,6 +33,13 @@ CAMERA = {
     revision="243 films, 77 masks",
     folders=("hannover", "hannover_lung", "Hannover_COVID19_CXR", "covid-19-image-repository"),
     layout="png/00870a9c.png and so on",
+    train=53,
+    test=24,
+    label_threshold=0.5,
+    augment="chest",
+    groups=("open",),
+    section="Anatomical structures",
+    corpus="hannover",
     phantom={"modality": "chest"},
 )
 @corpus("hannover", dataset="hannover", phantom={"images": 243, "cameras": [CAMERA]})
@@ -45,8 +52,6 @@ def load_films(root: Path) -> list[Path]:
     "hannover_lung",
     dataset="hannover",
     title="Lung (Hannover)",
-    groups=("open",),
-    section="Anatomical structures",
     licence="films CC BY 3.0, masks CC BY 4.0",
     citation="Winther et al., figshare 12275009, 2020; V7 Labs, COVID-19 X-ray dataset, 2020",
     source=(
@@ -55,11 +60,6 @@ def load_films(root: Path) -> list[Path]:
     ),
     folders=("hannover_lung", "hannover", "Hannover_COVID19_CXR", "covid-19-image-repository"),
     layout="png/00870a9c.png and lung_masks/00870a9c.png, the mask at the size of its film",
-    train=53,
-    test=24,
-    label_threshold=0.5,
-    augment="chest",
-    corpus="hannover",
     known_leaks=("hannover",),
     phantom={"target": "lungs_full", "dataset": "hannover", "camera": CAMERA},
 )
