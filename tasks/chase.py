@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.data import Mask, Sample, folder_of
+from bench.data import Sample, folder_of, list_samples
 from bench.registry import dataset, task
-
-CHILDREN = 14
-TRAIN_CHILDREN = 10
 
 CAMERA = {
     "fov": 30.0, "centre": (0.82, 0.98), "red": (0.95, 1.2), "green": (0.72, 0.9), "blue": (0.35, 0.6),
@@ -22,19 +19,27 @@ CAMERA = {
 
 
 @dataset(
-    "chase", title="CHASE_DB1", crop="fov", augment="fundus", label_threshold=0.3, channels=3,
+    "chase",
+    title="CHASE",
+    channels=3,
     licence="CC BY 4.0",
     citation="Fraz et al., IEEE Trans. Biomed. Eng. 59(9):2538-2548, 2012",
-    source="https://researchdata.kingston.ac.uk/96", revision="CHASEDB1.zip, first observer",
+    source="https://researchdata.kingston.ac.uk/96",
+    revision="CHASEDB1.zip, first observer",
     folders=("chase", "CHASEDB1", "CHASE_DB1", "CHASEDB", "CHASE"),
     layout="Image_01L.jpg and Image_01L_1stHO.png, 01L to 14R, in one folder",
-    train=20, test=8, patients=r"Image_(\d\d)", corpus="kaggle_dr", stand_in="idrid_grading",
-    phantom={"modality": "fundus", "target": "vessels", "camera": CAMERA},
-)  # fmt: skip
-@task("chase", dataset="chase", title="CHASE", groups=("fundus_all",), section="Retinal vessel")
+    train=20,
+    test=8,
+    patients=r"Image_(\d\d)",
+    crop="fov",
+    augment="fundus",
+    corpus="kaggle_dr",
+    stand_in="idrid_grading",
+    phantom={"modality": "fundus", "camera": CAMERA},
+)
+@task("chase", dataset="chase", groups=("fundus_all",), section="Retinal vessel", phantom={"target": "vessels"})
 def load(root: Path, split: str) -> list[Sample]:
     """Image_01L.jpg, Image_01R.jpg, ... with the masks Image_01L_1stHO.png beside them."""
-    base = folder_of(root, "CHASEDB1")
-    numbers = {"train": range(1, TRAIN_CHILDREN + 1), "test": range(TRAIN_CHILDREN + 1, CHILDREN + 1)}[split]
-    eyes = [(f"{number:02}", f"Image_{number:02}{side}") for number in numbers for side in "LR"]
-    return [Sample(eye, base / f"{eye}.jpg", Mask(base / f"{eye}_1stHO.png"), child) for child, eye in eyes]
+    children = {"train": range(1, 11), "test": range(11, 15)}[split]
+    eyes = {f"{child:02}{side}": f"{child:02}" for child in children for side in "LR"}
+    return list_samples(folder_of(root, "CHASEDB1"), eyes, "Image_*.jpg", "Image_*_1stHO.png")

@@ -13,8 +13,6 @@ from bench.data import Mask, Sample, first_of
 from bench.registry import dataset, task
 
 LATE = (37, 75, 111)  # odd films with a nodule that the list of Chen et al. has only after the 145th
-SPELLINGS = (".IMG", ".img", ".png", ".PNG")
-
 CAMERA = {
     "field": (34.0, 37.0), "inspiration": (0.0, 1.2), "breasts": 0.4, "nodules": 0.6, "scatter": (0.1, 0.2),
     "contrast": (0.9, 1.1), "exposure": (0.9, 1.1), "blur": 0.0016, "noise": 0.014, "uneven": (0.02, 0.08),
@@ -23,46 +21,91 @@ CAMERA = {
 
 
 @dataset(
-    "scr", title="SCR, on the films of JSRT", augment="chest", label_threshold=0.3, channels=1,
+    "scr",
+    title="SCR",
+    channels=1,
     licence="research and education only, no redistribution, no commercial use",
-    citation=("van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; Shiraishi et al., Am. J. "
-              "Roentgenol. 174(1):71-74, 2000"),
+    citation=(
+        "van Ginneken et al., Med. Image Anal. 10(1):19-40, 2006; "
+        "Shiraishi et al., Am. J. Roentgenol. 174(1):71-74, 2000"
+    ),
     source="https://zenodo.org/records/7056076 (masks) and http://db.jsrt.or.jp/eng.php (films)",
     revision="SCR, first observer",
     folders=("scr", "SCR", "JSRT", "jsrt"),
-    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-            "scratch/fold1/masks, fold2 likewise"),
-    train=124, test=123, corpus="chestxray8", stand_in="hannover",
+    layout="All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one), scratch/fold1/masks, fold2",
+    train=124,
+    test=123,
+    augment="chest",
+    section="Anatomical structures",
+    corpus="chestxray8",
+    stand_in="hannover",
     phantom={"modality": "chest", "dataset": "scr", "camera": CAMERA},
-)  # fmt: skip
+)
+def films(root: Path, split: str, *structures: str) -> list[Sample]:
+    """All247images/JPCLN001.IMG with scratch/fold1/masks/STRUCTURE/JPCLN001.gif of each; fold2 is the test."""
+    fold = {"train": "fold1", "test": "fold2"}[split]
+    truths = [root / outer / fold / "masks" for outer in ("scratch", ".")]
+    places = [
+        folder / inner
+        for folder in (root, root.parent / "JSRT", root.parent / "jsrt")
+        for inner in ("All247images", "All247images/All247images", "images", "Images", ".")
+    ]
+    return [
+        Sample(
+            name,
+            first_of(*(place / f"{name}{end}" for place in places for end in (".IMG", ".img", ".png", ".PNG"))),
+            Mask(tuple(first_of(*(truth / item / f"{name}.gif" for truth in truths)) for item in structures))
+            if structures
+            else None,
+            name,
+        )
+        for name in _names(split)
+    ]
+
+
 @task(
-    "scr_heart", dataset="scr", title="Heart", groups=("cxr_all",), section="Anatomical structures",
-    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-            "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"),
+    "scr_heart",
+    dataset="scr",
+    title="Heart",
+    groups=("cxr_all",),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/heart/JPCLN001.gif, fold2 likewise"
+    ),
     phantom={"target": "heart"},
-)  # fmt: skip
+)
 def load_heart(root: Path, split: str) -> list[Sample]:
-    return _samples(root, split, ("heart",))
+    return films(root, split, "heart")
 
 
 @task(
-    "scr_lung", dataset="scr", title="Lung", groups=("cxr_all",), section="Anatomical structures",
-    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-            "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"),
+    "scr_lung",
+    dataset="scr",
+    title="Lung",
+    groups=("cxr_all",),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/left lung/JPCLN001.gif, right lung and fold2 likewise"
+    ),
     phantom={"target": "lungs"},
-)  # fmt: skip
+)
 def load_lung(root: Path, split: str) -> list[Sample]:
-    return _samples(root, split, ("left lung", "right lung"))
+    return films(root, split, "left lung", "right lung")
 
 
 @task(
-    "scr_clavicle", dataset="scr", title="Clavicle", groups=("cxr_all",), section="Anatomical structures",
-    layout=("All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
-            "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"),
+    "scr_clavicle",
+    dataset="scr",
+    title="Clavicle",
+    groups=("cxr_all",),
+    layout=(
+        "All247images/JPCLN001.IMG (or .png; also in a folder JSRT beside this one) and "
+        "scratch/fold1/masks/left clavicle/JPCLN001.gif, right clavicle and fold2 likewise"
+    ),
     phantom={"target": "clavicles"},
-)  # fmt: skip
+)
 def load_clavicle(root: Path, split: str) -> list[Sample]:
-    return _samples(root, split, ("left clavicle", "right clavicle"))
+    return films(root, split, "left clavicle", "right clavicle")
 
 
 def _names(split: str) -> list[str]:
@@ -74,24 +117,4 @@ def _names(split: str) -> list[str]:
         f"JPCNN{29 + shift:03}",
         *(f"JPCLN{number + shift:03}" for number in (149, 151, 153)),
         *(f"JPCNN{number:03}" for number in range(1 + shift, 94, 2) if number != 29 + shift),
-    ]
-
-
-def _samples(root: Path, split: str, targets: tuple[str, ...]) -> list[Sample]:
-    """All247images/JPCLN001.IMG with scratch/fold1/masks/TARGET/JPCLN001.gif for every target; fold2 is the test."""
-    fold = {"train": "fold1", "test": "fold2"}[split]
-    films = [
-        folder / inner
-        for folder in (root, root.parent / "JSRT", root.parent / "jsrt")
-        for inner in ("All247images", "All247images/All247images", "images", "Images", ".")
-    ]
-    truths = [root / outer / fold / "masks" for outer in ("scratch", ".")]
-    return [
-        Sample(
-            name,
-            first_of(*(films_in / f"{name}{end}" for films_in in films for end in SPELLINGS)),
-            Mask(tuple(first_of(*(truth / target / f"{name}.gif" for truth in truths)) for target in targets)),
-            name,
-        )
-        for name in _names(split)
     ]

@@ -112,6 +112,8 @@ OTHER_REFUSALS = [
     (["list", "method"], "`bench list` knows methods, .*did you mean 'methods'"),
     (["list"], "(?i)missing argument"),
     (["show", "simclrr"], "nothing is called 'simclrr'; did you mean 'simclr'"),
+    (["show", "idird"], "nothing is called 'idird'; did you mean 'idrid'"),
+    (["show", "chase", "--kind", "corpus"], "chase is a task and a dataset: --kind takes no 'corpus' for it"),
     (["table", "ld_tabel2"], "no table layout is called 'ld_tabel2'; did you mean 'ld_table2'"),
     (["table", "--format", "pdf"], "no table format is called 'pdf'"),
     (["table", "--against", "published"], "needs a layout"),
@@ -274,6 +276,27 @@ def test_show_tells_hyper_parameters_paper_licence_and_file(
     shown = json.loads(said(capsys, "show", "chase", "--json"))
     assert (shown["plugin"], shown["name"], shown["licence"]) == ("task", "chase", shelves.tasks["chase"].licence)
     assert shelves.corpora["kaggle_dr"].source in said(capsys, "show", "kaggle_dr")
+
+
+def test_show_tells_a_dataset_by_what_belongs_to_its_images_and_by_what_stands_on_it(
+    capsys: pytest.CaptureFixture[str], shelves: registry.Registry
+) -> None:
+    spec = shelves.datasets["idrid"]
+    text = said(capsys, "show", "idrid")
+    for value in (spec.licence, spec.citation, spec.source, ", ".join(spec.folders), spec.layout):
+        assert f"  {value}\n" in text
+    assert re.search(r"^tasks +idrid_od, idrid_he\ncorpora +idrid_grading\nfile +", text, re.MULTILINE)
+    assert "stand in" not in text
+    assert re.search(r"^dataset +idrid$", said(capsys, "show", "idrid_he"), re.MULTILINE)
+
+
+def test_show_asks_which_kind_where_several_share_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "show", "drive")
+    assert text.startswith("task ")
+    assert text.endswith("drive is also a dataset: bench show drive --kind dataset\n")
+    shown = json.loads(said(capsys, "show", "drive", "--kind", "dataset", "--json"))
+    assert (shown["plugin"], shown["tasks"], shown["corpora"]) == ("dataset", ["drive", "rite"], [])
+    assert "also" not in said(capsys, "show", "idrid")
 
 
 def test_doctor_names_broken_plug_ins_and_missing_data_and_ends_with_0(

@@ -294,7 +294,7 @@ def test_imagenet_lacks_what_nobody_trained() -> None:
     assert set(spec.lacks) == set(nets.BACKBONES) - set(imagenet.TWINS)
 
 
-# --------------------------------------------------------------------------------------------------------------- recipes
+# -------------------------------------------------------------------------------------------------------------- recipes
 
 
 def test_rates_grow_with_the_batch_and_small_batches_have_adam() -> None:

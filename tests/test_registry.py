@@ -83,6 +83,14 @@ def test_a_declaration_is_read_with_its_fields_and_their_comments(tmp_path: Path
     assert hparams_of(spec, {"rate": 2.0}).rate == 2.0 and hparams_of(spec, {}).clusters == 8
 
 
+def test_a_literal_may_hold_the_entries_of_another(tmp_path: Path) -> None:
+    camera = 'CAMERA = {"fov": 30, "cup": 0.5}\nMORE = {**CAMERA, "fov": 45, "noise": {**CAMERA}}\n'
+    path = write(tmp_path, "mine", TASK.replace("train=2", 'phantom={"camera": MORE}, train=2'), HEAD + camera)
+    shelves = bare()
+    shelves.add_file(path)
+    assert shelves.tasks["x"].phantom == {"camera": {"fov": 45, "cup": 0.5, "noise": {"fov": 30, "cup": 0.5}}}
+
+
 def test_variants_share_literals_by_name(tmp_path: Path) -> None:
     shared = "\nBATCH = 12\nSHARED: dict[str, object] = {'paper_batch': BATCH, 'paper': 'Mine, 2026'}\n"
     body = (shared + declare("x", ", **SHARED") + declare("y", ", min_batch=4, **SHARED")).replace(', paper="P"', "")
@@ -124,6 +132,7 @@ def test_a_declaration_may_build_on_constants_of_its_file(tmp_path: Path) -> Non
         (declare("x", ", **SHARED"), "must be literal"),
         (declare("x", ", **dict(a=1)"), "must be literal"),
         ("\nSHARED = 3\n" + declare("x", ", **SHARED"), "must be literal"),
+        ("\nSHARED = {**dict(a=1)}\n" + declare("x", ", **SHARED"), "must be literal"),
         ("\nSHARED = SHARED\n" + declare("x", ", min_batch=SHARED"), "must be literal"),
         ("\nSHARED = {'title': 'T'}\n" + declare("x", ", **SHARED"), "gives 'title' twice"),
         (TASK.replace("channels=3", "channels=3, metrics=('dice',)"), "unknown metric 'dice'; did you mean 'dsc'"),

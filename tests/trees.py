@@ -117,10 +117,9 @@ def siim(root: Path) -> list[Path]:
 
 
 def hannover(root: Path) -> list[Path]:
-    from tasks.hannover import FILMS
+    from tasks.hannover import PATIENTS
 
-    lines = [line.split() for line in FILMS.read_text().splitlines() if not line.startswith("#")]
-    films = [film for _, *own in lines for film in own]
+    films = [film for films in PATIENTS.values() for film in films]
     return [root / folder / f"{film}.png" for film in [*films, "00000000"] for folder in ("png", "lung_masks")][:-1]
 
 

@@ -42,16 +42,24 @@ def list_(
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A method, task, corpus or another plug-in.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="A method, task, corpus, dataset or another plug-in.", metavar="NAME")],
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", help="Draw a task's or corpus's images and masks into this PNG.", metavar="FILE"),
     ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="Which, where a task and its dataset share a name.", metavar="KIND")
+    ] = "",
     data: Data = None,
     json: Json = False,
 ) -> int:
     """Show one plug-in in full, or the images of a task or corpus as a picture."""
-    kind, spec = show.find_plugin(name, registry.scan())
+    found = registry.scan()
+    named = show.find_plugins(name, found)
+    kind = kind or next(iter(named))
+    if kind not in named:
+        raise BenchError(f"{name} is a {' and a '.join(named)}: --kind takes no {kind!r} for it")
+    spec = named.pop(kind)
     if sheet is not None:
         from bench.cli import sheet as sheets
 
@@ -60,9 +68,11 @@ def show_(
         sheets.write(name, spec, data or data_from_environment(), sheet)
         show.say(f"{sheet} written")
     elif json:
-        show.say_json({"plugin": kind, **show.declaration(spec)})
+        show.say_json({"plugin": kind, **show.declaration(spec, found)})
     else:
-        show.plugin(kind, spec)
+        show.plugin(kind, spec, found)
+        for other in named:
+            show.say(f"\n{name} is also a {other}: bench show {name} --kind {other}")
     return 0
 
 

@@ -13,16 +13,21 @@ from bench.data.files import (
     corpus_files,
     corpus_images,
     find_root,
-    first_of,
-    folder_of,
     holds_images,
     inventory,
     list_images,
-    read_grades,
-    read_table,
     samples,
 )
 from bench.data.kinds import PREPARATION, CorpusRef, DatasetRef, Inventory
+from bench.data.listing import (
+    first_of,
+    folder_of,
+    list_samples,
+    read_grades,
+    read_lines,
+    read_table,
+    read_words,
+)
 from bench.data.maps import MARK, computed_map, map_folders
 from bench.data.opened import (
     Corpus,
@@ -83,6 +88,7 @@ __all__ = [
     "is_faint",
     "item_shapes",
     "list_images",
+    "list_samples",
     "map_folders",
     "mask_factor",
     "open_corpus",
@@ -95,8 +101,10 @@ __all__ = [
     "prepared",
     "read_grades",
     "read_image",
+    "read_lines",
     "read_mask",
     "read_table",
+    "read_words",
     "samples",
     "split_train",
     "take",

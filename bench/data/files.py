@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +22,6 @@ SPLITS = ("train", "test")
 
 
 # --------------------------------------------------------------------------------------------------------------- places
-
-
-def first_of(*paths: Path) -> Path:
-    """The first of several spellings of one file that is there, else the first."""
-    return next((path for path in paths if is_file(path)), paths[0])
-
-
-def folder_of(root: Path, *nested: str) -> Path:
-    """`root`, or the folder inside it that unpacking an archive left there: each of `nested` in turn, where it is."""
-    for name in nested:
-        if (root / name).is_dir():
-            root = root / name
-    return root
 
 
 def absent(spec: TaskSpec | CorpusSpec, what: str, where: Path, more: str = "") -> MissingData:
@@ -107,47 +93,6 @@ def _walk(root: Path) -> Iterator[Path]:
             if not is_file(path):
                 raise MissingData(f"{path} is a broken link: repair it or take it out")
             yield path
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV file by column, blanks around names and values taken off; a byte order mark does no harm.
-
-    Raises MissingData where the file is absent, is no text, lacks one of `columns` or has a row of another length.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise MissingData(f"{path} is no UTF-8 text: save it as CSV in UTF-8") from None
-    except OSError as error:
-        raise MissingData(f"{path} cannot be read ({error.strerror}): put the file there") from None
-    lines = csv.reader(text.splitlines(), skipinitialspace=True)
-    names = [name.strip() for name in next(lines, [])]
-    lacking = [name for name in columns if name not in names]
-    if lacking:
-        raise MissingData(f"{path} has no column {lacking[0]!r}, only {', '.join(names) or 'nothing'}: check the file")
-    rows = []
-    for values in lines:
-        if not any(value.strip() for value in values):
-            continue
-        if len(values) != len(names):
-            raise MissingData(
-                f"{path}, line {lines.line_num}, has {len(values)} values for {len(names)} columns: check the file"
-            )
-        rows.append({name: value.strip() for name, value in zip(names, values, strict=True)})
-    return rows
-
-
-def read_grades(path: Path, name: str, grade: str, classes: int) -> dict[str, int]:
-    """Image name -> grade, 0 to classes - 1, from two columns of a CSV file; MissingData where a grade is none."""
-    grades = {}
-    for row in read_table(path, name, grade):
-        if row[grade] not in map(str, range(classes)):
-            raise MissingData(f"{path} gives {row[name]} the grade {row[grade]!r}, not 0 to {classes - 1}: correct it")
-        grades[row[name]] = int(row[grade])
-    return grades
 
 
 # ------------------------------------------------------------------------------------------------------------ datasets

@@ -101,7 +101,10 @@ def task(name: str, /, **declaration: Any) -> Callable[[T], T]:
 
 
 def dataset(name: str, /, **declaration: Any) -> Callable[[T], T]:
-    """Registers `load(root, split) -> list[Sample]` as the images of `name`; the rest: fields of `DatasetSpec`."""
+    """Registers what lists the images of `name`; the rest are fields of `DatasetSpec`, as literals.
+
+    It is a task's `load(root, split)`, which may take more to say what is true of them, or a corpus's `load(root)`.
+    """
     return _register("dataset", name)
 
 

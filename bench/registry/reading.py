@@ -114,14 +114,13 @@ class _Spelt(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return self.constants.get(node.id, node)
 
-    def visit_Dict(self, node: ast.Dict) -> ast.expr:
-        """With the entries of `**OTHER` in their place; a later entry of the same name wins, as in Python."""
-        self.generic_visit(node)
-        pairs = list[tuple[ast.expr | None, ast.expr]]()
-        for key, value in zip(node.keys, node.values, strict=True):
-            merged = key is None and isinstance(value, ast.Dict)
-            pairs += zip(value.keys, value.values, strict=True) if merged else [(key, value)]  # type: ignore[attr-defined]
-        return ast.copy_location(ast.Dict([key for key, _ in pairs], [value for _, value in pairs]), node)
+    def visit_Dict(self, node: ast.Dict) -> ast.Dict:
+        """`{**ONE, "more": 2}` with the entries of ONE written out."""
+        entries: list[tuple[ast.expr | None, ast.expr]] = []
+        for key, value in zip(node.keys, map(self.visit, node.values), strict=True):
+            inner = zip(value.keys, value.values, strict=True) if key is None and isinstance(value, ast.Dict) else None
+            entries += inner or [(key and self.visit(key), value)]
+        return ast.Dict([key for key, _ in entries], [value for _, value in entries])
 
 
 def _keywords(call: ast.Call, spelt: _Spelt) -> dict[str, Any]:

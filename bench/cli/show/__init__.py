@@ -10,7 +10,7 @@ from bench.cli.show.cells import find_cell, only, state_data, states, states_lin
 from bench.cli.show.datasets import findings, report, report_data, status_data, statuses
 from bench.cli.show.follow import follow, redraw
 from bench.cli.show.health import Check, doctor
-from bench.cli.show.offers import declaration, find_plugin, offered, plugin, rows
+from bench.cli.show.offers import declaration, find_plugins, offered, plugin, rows
 from bench.cli.show.runs import cell_name, intention, plan_data, plan_line, plan_table, summary, summary_line
 from bench.cli.show.submission import submission_data, submission_lines
 from bench.cli.show.terminal import Voice, columns, facts, is_coloured, is_terminal, say, say_json
@@ -30,7 +30,7 @@ __all__ = [
     "doctor",
     "facts",
     "find_cell",
-    "find_plugin",
+    "find_plugins",
     "findings",
     "follow",
     "intention",

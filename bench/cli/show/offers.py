@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.cli.show.terminal import columns, facts, say
 from bench.registry import Registry, Spec
-from bench.spec import BACKBONES, BenchError, Origin, suggest
+from bench.spec import BACKBONES, BenchError, CorpusSpec, DatasetSpec, Origin, TaskSpec, suggest
 
 
 def method_rows(registry: Registry) -> list[dict[str, Any]]:
@@ -73,10 +73,18 @@ def dataset_rows(registry: Registry) -> list[dict[str, Any]]:
             "title": spec.title,
             "images": f"{spec.dims}-D, {spec.channels} channel{'s' * (spec.channels > 1)}",
             "licence": spec.licence,
-            "tasks": [task.name for task in registry.tasks.values() if task.dataset == spec.name],
+            **_standing_on(spec, registry),
         }
         for spec in registry.datasets.values()
     ]
+
+
+def _standing_on(dataset: DatasetSpec, registry: Registry) -> dict[str, list[str]]:
+    """The tasks and corpora that stand on a dataset."""
+    shelves: dict[str, Mapping[str, TaskSpec | CorpusSpec]] = {"tasks": registry.tasks, "corpora": registry.corpora}
+    return {
+        kind: [item.name for item in shelf.values() if item.dataset == dataset.name] for kind, shelf in shelves.items()
+    }
 
 
 def protocol_rows(registry: Registry) -> list[dict[str, Any]]:
@@ -181,8 +189,11 @@ def _flat(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def find_plugin(name: str, registry: Registry) -> tuple[str, Spec]:
-    """(kind, declaration) of a plug-in; BenchError with the nearest neighbours where there is none."""
+def find_plugins(name: str, registry: Registry) -> dict[str, Spec]:
+    """What is called `name`, by its kind; BenchError with the nearest neighbours where there is nothing.
+
+    A dataset and the one task or corpus that stands on it often share a name: the task comes first, the dataset last.
+    """
     shelves: dict[str, Mapping[str, Spec]] = {
         "method": registry.methods,
         "task": registry.tasks,
@@ -192,9 +203,9 @@ def find_plugin(name: str, registry: Registry) -> tuple[str, Spec]:
         "metric": registry.metrics,
         "backbone": registry.backbones,
     }
-    for kind, shelf in shelves.items():
-        if name in shelf:
-            return kind, shelf[name]
+    found = {kind: shelf[name] for kind, shelf in shelves.items() if name in shelf}
+    if found:
+        return found
     for file, why in registry.broken.items():
         if file.endswith(f"/{name}.py"):
             raise BenchError(f"{name!r} cannot be used: {why}")
@@ -203,9 +214,9 @@ def find_plugin(name: str, registry: Registry) -> tuple[str, Spec]:
     raise BenchError(f"nothing is called {name!r}{near}")
 
 
-def plugin(kind: str, spec: Spec) -> None:
+def plugin(kind: str, spec: Spec, registry: Registry) -> None:
     """A declaration in full, with a method's hyper-parameters below it."""
-    values = declaration(spec)
+    values = declaration(spec, registry)
     fields = values.pop("fields", [])
     where = f"{values.pop('file')}:{values.pop('line')}"
     values.pop("does")
@@ -218,8 +229,17 @@ def plugin(kind: str, spec: Spec) -> None:
         say(f"change one with --set {spec.name}.{fields[0]['name']}=VALUE")
 
 
-def declaration(spec: Spec) -> dict[str, Any]:
-    """A declaration as plain data, its origin flattened to `file`, `line` and the digest `does`."""
+_OF_IMAGES = ("title", "licence", "citation", "source", "revision", "folders", "layout", "channels", "dims", "classes")
+
+
+def declaration(spec: Spec, registry: Registry) -> dict[str, Any]:
+    """A declaration as plain data, its origin flattened to `file`, `line` and the digest `does`.
+
+    Of a dataset what belongs to its images, and the tasks and corpora that stand on it: what they take from it besides
+    is theirs to show.
+    """
     values = dataclasses.asdict(dataclasses.replace(spec, origin=Origin("", 0, "")))
     del values["origin"]
+    if isinstance(spec, DatasetSpec):
+        values = {name: values[name] for name in ("name", *_OF_IMAGES)} | _standing_on(spec, registry)
     return values | {"file": spec.origin.file, "line": spec.origin.line, "does": spec.origin.does}
