@@ -52,3 +52,15 @@ def of(known: Iterable[str]) -> Offer:
     """Some fixed words."""
     words = tuple(known)
     return lambda incomplete: _beginning(incomplete, words)
+
+
+BEHIND: dict[str, Offer] = {
+    "--methods": several("method"),
+    "--tasks": several("task"),
+    "--layout": one("tables"),
+    "--backbone": backbones,
+    "--protocol": one("protocols"),
+    "--corpus": one("corpora"),
+    "--budget": budgets,
+}
+"""What is offered behind an option of a request."""

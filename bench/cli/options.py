@@ -19,65 +19,34 @@ if TYPE_CHECKING:
 WHAT, LENGTH, PLACE = "What is compared", "How long and how large", "Where it runs"
 
 
-def option(
-    kind: Any,
-    name: str,
-    text: str,
-    panel: str,
-    default: str = "",
-    metavar: str | None = None,
-    offer: complete.Offer | None = None,
-) -> Any:
+def option(kind: Any, name: str, text: str, panel: str, default: str = "", metavar: str | None = None) -> Any:
     """An option that is None where it was not given; `default` is what the help says then happens."""
     shown = f"{text} (default: {default})" if default else text
     looks: dict[str, Any] = {"rich_help_panel": panel, "show_default": False, "metavar": metavar}
-    return Annotated[kind, typer.Option(name, help=shown, autocompletion=offer, **looks)]
+    return Annotated[kind, typer.Option(name, help=shown, autocompletion=complete.BEHIND.get(name), **looks)]
 
 
 Text, Whole, Folder = str | None, int | None, Path | None
 
-NAMES = "Names, groups, all, gl*bs, !exclusions, ./files.py."
-
 # What `run` and `plan` share. The command line wins over --profile, and both over the defaults of `Request`.
 REQUEST: dict[str, Any] = {
-    "methods": option(Text, "--methods", NAMES, WHAT, metavar="A,B", offer=complete.several("method")),
-    "tasks": option(Text, "--tasks", NAMES, WHAT, metavar="A,B", offer=complete.several("task")),
+    "methods": option(Text, "--methods", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
+    "tasks": option(Text, "--tasks", "Names, groups, all, gl*bs, !exclusions, ./files.py.", WHAT, metavar="A,B"),
     "layout": option(
-        Text,
-        "--layout",
-        "All that a table shows; --methods and --tasks then choose of it.",
-        WHAT,
-        metavar="NAME",
-        offer=complete.one("tables"),
+        Text, "--layout", "All that a table shows; --methods and --tasks then choose of it.", WHAT, metavar="NAME"
     ),
     "seeds": option(Whole, "--seeds", "Repetitions.", WHAT, "1", "N"),
-    "backbone": option(
-        Text, "--backbone", "See `bench list backbones`.", WHAT, "tiny_vgg16", "NAME", complete.backbones
-    ),
+    "backbone": option(Text, "--backbone", "See `bench list backbones`.", WHAT, "tiny_vgg16", "NAME"),
     "protocol": option(
-        Text,
-        "--protocol",
-        "How encoders are judged; see `bench list protocols`.",
-        WHAT,
-        "the task's own",
-        "NAME",
-        complete.one("protocols"),
+        Text, "--protocol", "How encoders are judged; see `bench list protocols`.", WHAT, "the task's own", "NAME"
     ),
-    "corpus": option(
-        Text,
-        "--corpus",
-        "Images to pretrain on: NAME or folder:PATH.",
-        WHAT,
-        "the task's own",
-        "NAME",
-        complete.one("corpora"),
-    ),
+    "corpus": option(Text, "--corpus", "Images to pretrain on: NAME or folder:PATH.", WHAT, "the task's own", "NAME"),
     "label_fraction": option(Text, "--label-fraction", "Shares of the labels to use.", WHAT, "1", "F,F"),
     "folds": option(Text, "--folds", "Folds of tasks that have them.", WHAT, "all", "N,N"),
     "set": option(
         list[str] | None, "--set", "A hyper-parameter: METHOD.FIELD=VALUE (repeatable).", WHAT, metavar="SET"
     ),
-    "budget": option(Text, "--budget", "smoke, quick or paper.", LENGTH, "quick", "NAME", complete.budgets),
+    "budget": option(Text, "--budget", "smoke, quick or paper.", LENGTH, "quick", "NAME"),
     "steps": option(Whole, "--steps", "Pretraining steps, on top of the budget.", LENGTH, metavar="N"),
     "image_size": option(Whole, "--image-size", "Side of the images in pixels.", LENGTH, metavar="PX"),
     "batch_size": option(Whole, "--batch-size", "Images per pretraining step.", LENGTH, metavar="N"),
