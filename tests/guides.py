@@ -65,6 +65,8 @@ def _cell(value: object) -> str:
 def listed(kind: str) -> str:
     """The rows of `bench list KIND`."""
     rows = offered(kind, scan())
+    if not rows:
+        return f"There are no {kind}.\n"
     return markdown([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
 
 
