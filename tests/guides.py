@@ -113,7 +113,10 @@ def own_keys() -> str:
     said = dict(re.findall(r'^    "(\w+)": .+?,  # (.+)$', source, re.MULTILINE))
     return markdown(
         ("key", "default", "what it is"),
-        [(f"`{key}`", f'"{value}"' if value == "" else str(value), said.get(key, "")) for key, value in own.DEFAULTS.items()],
+        [
+            (f"`{key}`", f'"{value}"' if value == "" else str(value), said.get(key, ""))
+            for key, value in own.DEFAULTS.items()
+        ],
     )
 
 
