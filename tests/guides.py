@@ -111,13 +111,9 @@ def own_keys() -> str:
     """The keys of a task's TOML file that have a default."""
     source = Path(own.__file__).read_text(encoding="utf-8")
     said = dict(re.findall(r'^    "(\w+)": .+?,  # (.+)$', source, re.MULTILINE))
-    return markdown(
-        ("key", "default", "what it is"),
-        [
-            (f"`{key}`", f'"{value}"' if value == "" else str(value), said.get(key, ""))
-            for key, value in own.DEFAULTS.items()
-        ],
-    )
+    values = {key: '""' if value == "" else str(value) for key, value in own.DEFAULTS.items()}
+    rows = [(f"`{key}`", value, said.get(key, "")) for key, value in values.items()]
+    return markdown(("key", "default", "what it is"), rows)
 
 
 # --------------------------------------------------------------------------------------------------------------- house

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import math
 import os
 import pty
 import re
@@ -13,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer
 
-from bench import registry
+from bench import nets, registry
 from bench.cli import guide, main
 from bench.cli.app import app
 from tests.guides import BLOCK, HOME, STOPS, calls, floor_of, made, module_of, pages, remade
@@ -157,6 +161,37 @@ def test_commands_are_understood(path: Path) -> None:
                 assert found.select(kind, asked), words
         profile = values.get("profile")
         assert profile is None or (HOME / profile).is_file() or str(profile) == "FILE", words
+
+
+# ------------------------------------------------------------------------------------------------------------ programs
+
+
+@pytest.mark.parametrize("topic", guide.topics())
+def test_programs_in_guides_declare_what_can_be_declared(topic: str, tmp_path: Path) -> None:
+    """A block of Python with imports is a plug-in file that `bench` reads; every other one is at least Python."""
+    for at, block in enumerate(re.findall(r"```python\n(.*?)```", guide.page(topic), re.DOTALL)):
+        ast.parse(block)
+        if "import" in block:
+            path = tmp_path / f"block{at}.py"
+            path.write_text(block)
+            assert registry.scan().add_file(path)
+            compile(block, path, "exec")
+
+
+def test_the_metric_and_the_backbone_of_the_guides_work(tmp_path: Path) -> None:
+    shelves = registry.scan()
+    for topic in ("metric", "backbone"):
+        (block,) = re.findall(r"```python\n(.*?)```", guide.page(topic), re.DOTALL)
+        (tmp_path / f"{topic}.py").write_text(block)
+        (name,) = shelves.add_file(tmp_path / f"{topic}.py")
+        made = registry.load(getattr(shelves, f"{topic}s")[name])
+        if topic == "metric":
+            predicted, wanted = np.array([[1, 1, 0, 0], [0, 0, 0, 0]]) == 1, np.array([[1, 0, 0, 1], [1, 0, 0, 0]]) == 1
+            np.testing.assert_array_equal(made(predicted, wanted), [0.5, math.nan])
+        else:
+            net = nets.Backbone(name, 1, made)
+            images = torch.zeros(2, 1, 32, 32)
+            assert [tuple(level.shape) for level in net(images)] == [(2, 16, 32, 32), (2, 32, 16, 16)]
 
 
 # --------------------------------------------------------------------------------------------------------------- house
@@ -379,7 +414,8 @@ def test_the_script_for_bash_works_in_bash(tmp_path: Path) -> None:
     command = tmp_path / "bench"
     command.write_text(f'#!/bin/sh\nPYTHONPATH={HOME} exec {sys.executable} -m bench "$@"\n')
     command.chmod(0o755)
-    asked = f'{script}\nCOMP_WORDS=(bench run --methods rd,mo)\nCOMP_CWORD=3\n_bench_completion {command}\necho "${{COMPREPLY[@]}}"'
+    line = "COMP_WORDS=(bench run --methods rd,mo); COMP_CWORD=3"
+    asked = f'{script}\n{line}\n_bench_completion {command}\necho "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout.split() == TYPED["rd,mo"]
 

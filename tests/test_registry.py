@@ -113,10 +113,7 @@ def test_variants_share_literals_by_name(tmp_path: Path) -> None:
         ("\nSHARED = 3\n" + declare("x", ", **SHARED"), "must be literal"),
         ("\nSHARED = SHARED\n" + declare("x", ", min_batch=SHARED"), "must be literal"),
         ("\nSHARED = {'title': 'T'}\n" + declare("x", ", **SHARED"), "gives 'title' twice"),
-        (
-            TASK.replace("channels=3", 'channels=3, metrics=("dice",)'),
-            "task 'x': unknown metric 'dice'; did you mean 'dsc'",
-        ),
+        (TASK.replace('channels=3', 'channels=3, metrics=("dice",)'), "task 'x': unknown metric 'dice'; did you mean 'dsc'"),
     ],
 )
 def test_a_wrong_declaration_is_named_with_its_place(tmp_path: Path, body: str, message: str) -> None:
