@@ -83,7 +83,9 @@ def budgets() -> str:
 
 def fields(name: str) -> str:
     """The fields of a declaration in `bench.spec`, with their types, defaults and comments."""
-    known = {item.name: item for item in dataclasses.fields(getattr(spec, name)) if item.name != "origin"}
+    known = {
+        item.name: item for item in dataclasses.fields(getattr(spec, name)) if item.name not in ("origin", "fields")
+    }
     source = Path(spec.__file__).read_text(encoding="utf-8")
     lines, classes = source.splitlines(), {}
     for node in ast.parse(source).body:

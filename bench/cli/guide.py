@@ -73,6 +73,7 @@ def _draw(text: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
+    text = re.sub(r"<sup>(\w+)</sup>", r" [\1]", text)  # numbers of footnotes
     os.environ.setdefault("LESS", "-FRX")  # as git does: colours, and no pager for what is short
     console = Console()
     width = min(WIDTH, console.width)
