@@ -95,7 +95,7 @@ def test_a_block_that_is_not_true_is_made_again() -> None:
 def test_fields_say_type_default_and_meaning() -> None:
     rows = made("python -m tests.guides fields TaskSpec").splitlines()
     assert '| `metrics` | tuple[str, ...] | ("dsc",) | the first is its headline |' in rows
-    assert "| `licence` | str | needed |  |" in rows
+    assert "| `revision` | str | needed | of the data |" in rows
     assert not any(row.startswith("| `origin`") for row in rows)
 
 
