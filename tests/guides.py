@@ -19,6 +19,7 @@ from pathlib import Path
 from bench import spec
 from bench.cli import guide, main
 from bench.cli.show.offers import offered
+from bench.data.phantoms import VERSIONS, render
 from bench.registry import own, scan
 from tests.test_layers import FLOORS, imports, place, room_of
 
@@ -118,6 +119,19 @@ def own_keys() -> str:
     return markdown(("key", "default", "what it is"), rows)
 
 
+def phantoms() -> str:
+    """What is known of a phantom of each modality."""
+    rows = []
+    for modality in VERSIONS:
+        drawn = render(modality, 0, 64, {})
+        points = [
+            name for name, value in drawn.facts.items() if isinstance(value, list) and isinstance(value[0], float)
+        ]
+        image = f"{drawn.image.ndim - 1}-D, {drawn.image.shape[-1]} channel{'s' * (drawn.image.shape[-1] > 1)}"
+        rows.append((f"`{modality}`", image, sorted(drawn.masks), sorted(points), drawn.grade is not None))
+    return markdown(("modality", "images", "masks", "points", "a grade"), rows)
+
+
 # --------------------------------------------------------------------------------------------------------------- house
 
 
@@ -203,6 +217,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "budgets": budgets,
     "fields": fields,
     "own-keys": own_keys,
+    "phantoms": phantoms,
     "rooms": rooms,
     "floors": floors,
     "stops": stops,

@@ -23,6 +23,7 @@ import typer
 from bench import nets, registry
 from bench.cli import guide, main
 from bench.cli.app import app
+from bench.run.grid import profile
 from tests.guides import BLOCK, HOME, STOPS, calls, floor_of, made, module_of, pages, remade
 
 LINES = 150  # of the README, at most
@@ -73,6 +74,11 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert place.startswith("https://") or (path.parent / place).is_file(), place
     for topic in re.findall(r"`bench guide ([a-z-]+)`", text):
         assert topic in guide.topics()
+
+
+def test_the_guide_to_clusters_knows_every_key_of_a_profile() -> None:
+    said = set(re.findall(r"`\[?(?:cluster\.)?(\w+)(?:\.NAME)?\]?`", guide.page("clusters")))
+    assert set(profile.KEYS) <= said
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks
