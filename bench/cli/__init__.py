@@ -17,13 +17,13 @@ from typing import Any
 
 import typer
 
-from bench.cli import data, jobs, offers, runs, show, tables
+from bench.cli import data, guide, jobs, offers, runs, show, tables
 from bench.cli.app import app
 from bench.cli.options import RUNS
 from bench.cli.speak import Interrupted
 from bench.spec import BenchError
 
-COMMANDS = (runs, jobs, tables, data, offers)  # modules that hang their commands onto the app
+COMMANDS = (runs, jobs, tables, data, offers, guide)  # modules that hang their commands onto the app
 
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]  # wherever the installed typer keeps its click
 

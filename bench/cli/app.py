@@ -23,6 +23,7 @@ ORDER = (
     "show",
     "doctor",
     "new",
+    "guide",
 )  # of the help
 
 
@@ -34,7 +35,6 @@ class _Ordered(TyperGroup):
 app = typer.Typer(
     cls=_Ordered,
     epilog="Start with `bench list methods`, `bench list tasks`, then `bench run --methods NAMES --tasks NAMES`.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if show.is_terminal() else None,
 )

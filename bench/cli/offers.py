@@ -10,18 +10,24 @@ from typing import Annotated
 import typer
 
 from bench import registry
-from bench.cli import show
+from bench.cli import complete, show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Data, Json, Results, Runs, data_from_environment
 from bench.cli.speak import warn
 from bench.spec import BenchError, CorpusSpec, TaskSpec, suggest
 
+PLUGINS = ("methods", "tasks", "datasets", "corpora", "protocols", "metrics", "backbones")
 KINDS = ("methods", "tasks", "groups", "datasets", "corpora", "protocols", "metrics", "backbones", "tables")
 
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", metavar="KIND")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.", metavar="KIND", autocompletion=complete.of(KINDS)
+        ),
+    ],
     json: Json = False,
 ) -> int:
     """List what there is of a kind."""
@@ -42,7 +48,12 @@ def list_(
 
 @app.command("show")
 def show_(
-    name: Annotated[str, typer.Argument(help="A method, task, corpus, dataset or another plug-in.", metavar="NAME")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A method, task, corpus, dataset or another.", metavar="NAME", autocompletion=complete.one(*PLUGINS)
+        ),
+    ],
     sheet: Annotated[
         Path | None,
         typer.Option("--sheet", help="Draw a task's or corpus's images and masks into this PNG.", metavar="FILE"),

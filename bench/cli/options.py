@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.cli import complete
 from bench.spec import BenchError
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ WHAT, LENGTH, PLACE = "What is compared", "How long and how large", "Where it ru
 def option(kind: Any, name: str, text: str, panel: str, default: str = "", metavar: str | None = None) -> Any:
     """An option that is None where it was not given; `default` is what the help says then happens."""
     shown = f"{text} (default: {default})" if default else text
-    return Annotated[kind, typer.Option(name, help=shown, rich_help_panel=panel, show_default=False, metavar=metavar)]
+    looks: dict[str, Any] = {"rich_help_panel": panel, "show_default": False, "metavar": metavar}
+    return Annotated[kind, typer.Option(name, help=shown, autocompletion=complete.BEHIND.get(name), **looks)]
 
 
 Text, Whole, Folder = str | None, int | None, Path | None

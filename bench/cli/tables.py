@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bench import registry
-from bench.cli import show
+from bench.cli import complete, show
 from bench.cli.app import app
 from bench.cli.options import RESULTS, RUNS, Results
 from bench.cli.speak import build_table, say_costs, tell, warn
@@ -23,7 +23,12 @@ def _only(name: str, what: str) -> Any:
 @app.command()
 def table(
     layout: Annotated[
-        str | None, typer.Argument(help="See `bench list tables`; none: methods by tasks.", metavar="LAYOUT")
+        str | None,
+        typer.Argument(
+            help="See `bench list tables`; none: methods by tasks.",
+            metavar="LAYOUT",
+            autocompletion=complete.one("tables"),
+        ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="text, md, csv, latex or json.", metavar="NAME")] = "text",
     against: Annotated[

@@ -228,11 +228,11 @@ LIBRARY, FILE = "library", "file"  # where the encoder of a method that does not
 class MethodSpec:
     """A way of pretraining, as its decorator declares it."""
 
-    name: str
-    version: int
+    name: str  # by which it is called; the first argument
+    version: int  # raised when a change makes other numbers: it is in every key
     title: str  # as tables print it
     paper: str  # authors, year, where
-    groups: tuple[str, ...]
+    groups: tuple[str, ...]  # names by which several are called together
     trains: bool = True  # False: nothing is pretrained, the encoder starts as it is
     weights: str = ""  # of one that does not train: "library", or "file" where it is asked for as NAME:PATH
     lacks: tuple[str, ...] = ()  # backbones for which it has no weights
@@ -300,14 +300,14 @@ class CorpusSpec:
     name: str
     version: int
     title: str
-    channels: int
-    licence: str
-    citation: str
-    source: str
-    folders: tuple[str, ...]
+    channels: int  # 3: colour, 1: grey
+    licence: str  # printed with every dataset, and in every record
+    citation: str  # whom to cite
+    source: str  # where to get it
+    folders: tuple[str, ...]  # what its folder below the data root may be called
     layout: str  # what lies in the folder
     dataset: str = ""  # that it stands on
-    dims: int = 2
+    dims: int = 2  # axes of an image: 3 for a volume
     crop: str = "none"  # "fov": crop to the field of view first
     classes: tuple[str, ...] = ()  # names of the image-level grades, in order; empty: it has none
     paired: bool = False  # every image comes with one of a second modality
@@ -330,11 +330,11 @@ class TaskSpec:
     licence: str
     citation: str
     source: str
-    revision: str
+    revision: str  # of the data
     folders: tuple[str, ...]
     layout: str  # what lies in the folder
-    train: int
-    test: int
+    train: int  # images of the part
+    test: int  # the same
     dataset: str = ""  # that it stands on
     dims: int = 2
     truth: str = "mask"  # one of TRUTHS
@@ -344,12 +344,12 @@ class TaskSpec:
     folds: int = 0  # of a cross-validation over all its cases; 0: it has an official test part
     crop: str = "none"
     label_threshold: float = 0.3  # share of the label's full scale
-    augment: str = "none"
-    batch_size: int = 2
+    augment: str = "none"  # how training images are varied: "fundus", "chest" or "none"
+    batch_size: int = 2  # images per step of a transfer
     patients: str = ""  # pattern whose first group is the patient; empty: every image its own
     known_leaks: tuple[str, ...] = ()  # corpora that are known to share images with it
     stand_in: str = ""  # corpus that one pretrains on, and says so, where `corpus` is not under the data root
-    phantom: Mapping[str, Any] = field(default_factory=dict)
+    phantom: Mapping[str, Any] = field(default_factory=dict)  # what stands in where there is no data root
     origin: Origin = Origin("", 0, "")
 
     @property
