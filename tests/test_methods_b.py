@@ -286,7 +286,7 @@ def test_supervised_learns_the_grades() -> None:
 def test_corners_are_apart_and_reach_everywhere() -> None:
     side, room = 4, 9
     torch.manual_seed(0)
-    first, second = context_restoration._separate_corners(20000, room, side)
+    first, second = context_restoration._separate_corners(20000, room, side, 2)
     for corners in (first, second):
         assert {tuple(item) for item in corners.tolist()} == {(y, x) for y in range(10) for x in range(10)}
     assert bool(((first - second).abs() >= side).any(1).all())

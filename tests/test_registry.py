@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,15 @@ def test_an_installed_package_brings_methods(tmp_path: Path, monkeypatch: pytest
     )
     found = scan()
     assert "theirs" in found.methods and "names no module" in found.broken["gone"]
+
+
+def test_threads_share_the_import_of_a_file(tmp_path: Path) -> None:
+    """None of them sees a module that another one is still executing."""
+    path = write(
+        tmp_path, "slow", "import time\ntime.sleep(0.3)\n" + TASK.replace('"x"', '"slow"') + "\ndef late(): ...\n"
+    )
+    shelves = bare()
+    shelves.add_file(path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: registry.symbol(shelves.tasks["slow"], name), ["late"] * 4))
+    assert None not in found and len(set(found)) == 1

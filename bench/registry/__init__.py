@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -405,10 +406,16 @@ def _module_name(path: Path) -> str:
     return f"bench_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
 
 
+_IMPORTING = threading.RLock()  # phantoms are drawn in threads: none may see a module that another is still reading
+
+
 def _import_file(path: Path) -> ModuleType:
+    with _IMPORTING:
+        return sys.modules.get(_module_name(path)) or _imported(path)
+
+
+def _imported(path: Path) -> ModuleType:
     name = _module_name(path)
-    if name in sys.modules:
-        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
