@@ -264,9 +264,8 @@ def test_an_installed_package_brings_methods(tmp_path: Path, monkeypatch: pytest
 
 def test_threads_share_the_import_of_a_file(tmp_path: Path) -> None:
     """None of them sees a module that another one is still executing."""
-    path = write(
-        tmp_path, "slow", "import time\ntime.sleep(0.3)\n" + TASK.replace('"x"', '"slow"') + "\ndef late(): ...\n"
-    )
+    body = "import time\n\nfrom bench.registry import task\n\ntime.sleep(0.3)\n" + TASK.replace('"x"', '"slow"')
+    path = write(tmp_path, "slow", body + "\ndef late(): ...\n")
     shelves = bare()
     shelves.add_file(path)
     with ThreadPoolExecutor(4) as pool:
