@@ -17,14 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from scipy import stats
 
 from bench.cli.show.cells import only
 from bench.registry import Registry
 from bench.spec import BenchError, TaskSpec
+from bench.stats import interval
 from bench.table import FORMATS, Table, build, default_layout, load_layout, load_layouts, load_published, render
-from bench.table.build import welch
 from bench.table.layout import Column, Layout, Mean, Row, read_layout
 from bench.table.panel import MARKS
 
@@ -201,39 +201,119 @@ def test_one_seed_has_no_spread_and_nothing_is_best() -> None:
     assert not any(cell.best for cell in cells(made).values())
     text = render(made, "text", width=120, colour=False)
     assert "80.00" in text and "±" not in text
-    assert "\nNothing is marked best: with one seed a difference may be chance.\n" in text
+    assert "\nNothing is marked: with one seed nothing can be said of methods.\n" in text
 
 
 def test_a_single_row_is_not_best() -> None:
     assert not any(cell.best for cell in cells(table(column("alpha", "veins", [0.7, 0.8]))).values())
 
 
-def test_tie_group() -> None:
-    records = (
-        column("alpha", "veins", [0.80, 0.81, 0.82])
-        + column("beta", "veins", [0.79, 0.81, 0.80])
-        + column("scratch", "veins", [0.60, 0.61, 0.62])
-    )
+def cased(method: str, task: str, scores: list[float], cases: int = 20, **changes: Any) -> list[dict[str, Any]]:
+    """Records of schema 2 with these scores: what every case adds is the same for all rows, but for a little."""
+    rng = np.random.default_rng([*method.encode(), *task.encode()])
+    own = np.random.default_rng([*task.encode()]).normal(0, 0.06, cases)
+    made = []
+    for seed, score in enumerate(scores):
+        values = score + own - own.mean() + (noise := rng.normal(0, 0.01, cases)) - noise.mean()
+        told = {"names": [f"{task}{at}" for at in range(cases)], "patients": [""] * cases}
+        told |= {"scores": {"dsc": {"": values.tolist()}}}
+        more = {"schema": 2, "cases": told, "n_images": cases, "n_cases": cases, "false_marks": None}
+        made.append(record(method, task, seed, score, **(more | changes)))
+    return made
+
+
+def test_rows_that_cannot_be_told_from_the_best_are_marked() -> None:
+    records = cased("alpha", "veins", [0.80, 0.81, 0.82]) + cased("beta", "veins", [0.79, 0.81, 0.80])
+    records += cased("scratch", "veins", [0.60, 0.61, 0.62])
+    made = table(records)
+    found = cells(made)
+    assert [found[method, "veins"].best for method in ("alpha", "beta", "scratch")] == [True, True, False]
+    text = render(made, "md")
+    assert "not to be told from the best of its column (p ≥ 0.05" in text
+    assert "The least lead that would have been found, in % (seeds that half would take): Veins " in text
+
+
+def test_an_interval_is_the_statistics_own() -> None:
+    records = cased("alpha", "veins", [0.70, 0.71, 0.75])
+    scores = 100 * np.array([item["cases"]["scores"]["dsc"][""] for item in records])
+    expected = interval(scores)
+    cell = cells(table(records))["alpha", "veins"]
+    assert cell.half == pytest.approx((expected.high - expected.low) / 2) and cell.half > cell.std
+    assert cell.spread == cell.half
+    old = cells(table(records, intervals=False))["alpha", "veins"]
+    assert old.half is None and old.spread == old.std
+    assert "mean ± half width of its 95 % interval for new seeds and new cases; n = 3" in render(table(records), "md")
+    assert "mean ± standard deviation over n = 3 seeds" in render(table(records, intervals=False), "md")
+
+
+def test_one_seed_has_an_interval_of_its_cases_only() -> None:
+    made = table(cased("alpha", "veins", [0.7]) + cased("beta", "veins", [0.9]))
+    text = render(made, "text", width=200, colour=False)
+    assert cells(made)["alpha", "veins"].half > 0 and not any(cell.best for cell in cells(made).values())
+    assert "cases only: with one seed" in text and "with one seed nothing can be said of methods" in text
+
+
+def test_marks_of_a_mean_count_every_task() -> None:
+    """A lead that no single task shows is found on the mean of several."""
+    names = ("veins", "disc", "cup")
+    records = []
+    for at, task in enumerate(names):
+        jitter = [0.02 * ((seed + at) % 3 - 1) for seed in range(3)]
+        records += cased("alpha", task, [0.70 + value for value in jitter])
+        records += cased("beta", task, [0.74 - value for value in jitter])
+        records += cased("gamma", task, [0.70 + value / 2 for value in jitter])
     found = cells(table(records))
-    assert found["alpha", "veins"].best
-    assert found["beta", "veins"].best
-    assert not found["scratch", "veins"].best
+    assert found["beta", "mean_eyes"].best
+    assert found["beta", "mean_eyes"].half < max(found["beta", task].half for task in names)
+    assert len(found["beta", "mean_eyes"].designs) == 3
+
+
+def test_records_without_scores_of_cases_are_not_marked_and_say_why() -> None:
+    records = column("alpha", "veins", [0.80, 0.81, 0.82]) + column("beta", "veins", [0.5, 0.51, 0.52])
+    made = table(records)
+    assert not any(cell.best for cell in cells(made).values())
+    text = render(made, "md")
+    assert "mean ± standard deviation over n = 3 seeds" in text
+    assert "Nothing is marked under Veins: its records hold no scores of single cases to compare by." in text
+
+
+def test_rows_on_different_cases_are_not_printed() -> None:
+    records = cased("alpha", "veins", [0.8, 0.82]) + cased("beta", "veins", [0.7, 0.72])
+    for item in records[2:]:
+        item["cases"]["scores"]["dsc"][""][3] = None
+    with pytest.raises(BenchError, match="alpha and beta of Veins are averaged over 20 and 19 cases that are not"):
+        table(records)
+    for item in records[:2]:
+        item["cases"]["scores"]["dsc"][""][3] = None
+    found = cells(table(records))
+    assert len(found["alpha", "veins"].designs[0].cases) == 19
+
+
+def test_images_of_a_patient_are_one_case() -> None:
+    records = cased("alpha", "veins", [0.8, 0.82]) + cased("beta", "veins", [0.7, 0.72])
+    for item in records:
+        item["cases"]["patients"] = [f"p{at // 2}" for at in range(20)]
+    one = cells(table(records))["alpha", "veins"].designs[0]
+    values = records[0]["cases"]["scores"]["dsc"][""]
+    assert len(one.cases) == 10
+    assert one.of(0, "p3") == pytest.approx(50 * (values[6] + values[7]))
+
+
+def test_cases_without_target_are_counted_with_what_rows_mark_in_them() -> None:
+    records = cased("alpha", "veins", [0.8], n_cases=22, false_marks=0.5)
+    records += cased("beta", "veins", [0.7], n_cases=22, false_marks=0.0)
+    note = next(note for note in table(records).panels[0].notes if "without target" in note)
+    assert (
+        note == "Veins: 20 of 22 images; 2 without target, in which rows mark something falsely: alpha 50 %, beta 0 %."
+    )
 
 
 def test_a_column_with_a_single_seed_somewhere_is_not_marked() -> None:
-    records = column("alpha", "veins", [0.80, 0.81]) + column("beta", "veins", [0.9])
+    records = cased("alpha", "veins", [0.80, 0.81]) + cased("beta", "veins", [0.9])
     made = table(records)
     assert not any(cell.best for cell in cells(made).values())
-    assert "No best is marked under Veins" in render(made, "md")
+    assert "Nothing is marked under Veins: some row has fewer than two seeds in common." in render(made, "md")
     assert "(n=1)" in render(made, "md")
-
-
-def test_welch_agrees_with_scipy() -> None:
-    pairs = [([1.0, 2.0, 4.0], [2.0, 3.5, 8.0, 9.0]), ([0.5, 0.6], [0.9, 0.95, 0.97])]
-    for first, second in pairs:
-        assert welch(first, second) == pytest.approx(float(stats.ttest_ind(first, second, equal_var=False).pvalue))
-    assert welch([1.0, 1.0], [1.0, 1.0]) == 1.0
-    assert welch([1.0, 1.0], [2.0, 2.0]) == 0.0
 
 
 DICE = {"title": "DSC", "unit": "%", "higher_is_better": True, "scale": 100.0, "digits": 2}
@@ -246,6 +326,8 @@ def measured(method: str, task: str, lengths: list[float], **changes: Any) -> li
     return [
         record(method, task, seed, length, schema=2, metric="length", higher_is_better=False,
                metrics={"length": LENGTH, "share": SHARE}, scores={"length": length, "share": 1 / (1 + length)},
+               cases={"names": ["a", "b", "c"], "patients": [""] * 3, "scores": {
+                   "length": {"": [length - 0.1, length, length + 0.1 + seed / 100]}}},
                **changes)
         for seed, length in enumerate(lengths)
     ]  # fmt: skip
@@ -258,7 +340,7 @@ def test_a_lower_error_is_better() -> None:
     assert found["beta", "heart"].mean == pytest.approx(1.51)  # mm, not percent
     assert "MRE in mm, lower is better." in made.panels[0].notes
     for form in ("text", "md", "latex"):
-        assert "Heart (mm)" in render(made, form) and "1.510 ± 0.010" in render(made, form).replace(r"$\pm$", "±")
+        assert "Heart (mm)" in render(made, form) and "1.510 ± 0." in render(made, form).replace(r"$\pm$", "±")
 
 
 def test_tasks_of_different_metrics_are_panels_of_their_own() -> None:

@@ -57,6 +57,7 @@ def build_table(
     against: str | None = None,
     unavailable: Mapping[tuple[str, str], str] | None = None,
     metric: str | None = None,
+    intervals: bool = True,
 ) -> Table:
     from bench import table as tables
 
@@ -68,4 +69,5 @@ def build_table(
         notes={name: spec.note for name, spec in found.methods.items() if spec.note},
         unavailable=unavailable,
         metric=metric,
+        intervals=intervals,
     )

@@ -45,6 +45,9 @@ def table(
         str | None,
         typer.Option(help="Another metric than the first of every task.", show_default=False, metavar="NAME"),
     ] = None,
+    std: Annotated[
+        bool, typer.Option("--std", help="Standard deviations over seeds instead of 95 % intervals.")
+    ] = False,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw the table into a .png, .pdf or .svg too.", show_default=False, metavar="FILE"),
@@ -64,7 +67,7 @@ def table(
     chosen = {"backbone": backbone, "budget": budget, "protocol": protocol, "corpus": corpus}
     records = show.only(records, found, methods, tasks, chosen)
     order = sorted(found.methods, key=lambda name: found.methods[name].trains)  # baselines first
-    made = build_table(records, found, order, layout, against, metric=metric)
+    made = build_table(records, found, order, layout, against, metric=metric, intervals=not std)
     if figure is not None:
         tables.draw(made, figure)
     print(tables.render(made, format_), end="")

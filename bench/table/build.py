@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.registry.sources import Declared, is_current
 from bench.spec import DONE, BenchError
+from bench.table import doubt
 from bench.table import notes as words
 from bench.table.counts import count_parameters
 from bench.table.layout import Column, Layout, Mean, Record, is_usable
@@ -17,7 +18,6 @@ from bench.table.panel import (
     LEAKS,
     MISSING,
     PART,
-    SIGNIFICANCE,
     UNAVAILABLE,
     Cell,
     Condition,
@@ -28,9 +28,7 @@ from bench.table.panel import (
     PanelRow,
     Table,
     average,
-    has_other_data,
     measure_of,
-    variance,
 )
 from bench.table.select import (
     Line,
@@ -57,6 +55,7 @@ class _Job:
     gaps: list[Gap] = field(default_factory=list)
     superseded: int = 0  # records of older source whose place a newer one took
     leaks: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)  # (kind, text) -> columns
+    intervals: bool = True  # instead of standard deviations
     partial: frozenset[str] = frozenset()  # keys of the columns of whose datasets only a part was there
 
     def is_stale(self, record: Record) -> bool:
@@ -77,13 +76,15 @@ def build(
     notes: Mapping[str, str] | None = None,
     unavailable: Mapping[tuple[str, str], str] | None = None,
     metric: str | None = None,
+    intervals: bool = True,
 ) -> Table:
     """The table of `records` that `layout` describes, one panel per condition and metric.
 
     `published` is the layout whose published numbers stand beside ours. `current_sources` holds the declarations of
     today, {"method": {name: spec}, "task": {...}}: numbers of another source are marked. `notes` holds a footnote per
     method, `unavailable` why a method cannot be had on a task, by (method, task). `metric` shows that one of the
-    records' metrics instead of the headline of every task. BenchError where one task comes with two metrics, and where
+    records' metrics instead of the headline of every task; `intervals` says whether numbers carry those, where
+    they can be had, or standard deviations over seeds. BenchError where one task comes with two metrics, and where
     no record has the one asked for.
     """
     if layout.counted:
@@ -95,11 +96,11 @@ def build(
         shown, without = by_metric(shown, metric)
         outside += without
     measures = _measures(shown)
-    panels = [
-        _panel(condition, measure, part, _Job(layout, published, current_sources or {}, notes or {}, unavailable or {}))
-        for condition, group in split(shown, layout)
-        for measure, part in by_measure(group, measures)
-    ]
+    panels = []
+    for condition, group in split(shown, layout):
+        for measure, part in by_measure(group, measures):
+            job = _Job(layout, published, current_sources or {}, notes or {}, unavailable or {}, intervals=intervals)
+            panels.append(_panel(condition, measure, part, job))
     remarks = words.left_out(records) if len(usable) < len(records) else []
     if not panels:
         remarks.append("No records to show: `bench run` makes them.")
@@ -112,7 +113,14 @@ def _panel(condition: Condition, measure: Measure, records: list[Record], job: _
     rows, columns = lines(records, job.layout, job.unavailable), shown_columns(records, job.layout)
     job.partial = frozenset(words.partial_columns(records, columns))
     heads, grid = _with_means(*_grid(rows, columns, measure, records, job), job.layout)  # grid (heads, rows)
-    grid = [_best_marked(cells, head) for head, cells in zip(heads, grid, strict=True)]
+    labels = [line.row.label for line in rows]
+    for head, cells in zip(heads, grid, strict=True):
+        if not head.is_mean:
+            doubt.check_cases(cells, labels, head.label)
+    if job.intervals:
+        grid = [[doubt.with_interval(cell) for cell in cells] for cells in grid]
+    marks = [doubt.compared(cells, head) for head, cells in zip(heads, grid, strict=True)]
+    grid, could = [cells for cells, _ in marks], [found for _, found in marks if found is not None]
     if job.published is not None:
         grid = [
             [_compared(cell, line, head, condition, job) for cell, line in zip(cells, rows, strict=True)]
@@ -143,13 +151,14 @@ def _panel(condition: Condition, measure: Measure, records: list[Record], job: _
         measure=measure,
         folds=folds_of(records),
     )
-    said = words.data_notes(records, columns, panel) + words.leak_notes(job.leaks)
+    said = words.data_notes(records, columns, panel) + words.target_notes(records, columns)
+    said += words.leak_notes(job.leaks)
     return replace(
         panel,
         title=words.title(job.layout.title, panel),
         header=words.header(panel, columns, records),
         notes=tuple(
-            words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers, said, job.partial)
+            words.notes(panel, job.layout, job.published, job.gaps, job.superseded, numbers, said, job.partial, could)
         ),
     )
 
@@ -214,7 +223,7 @@ def _cell(records: list[Record], line: Line, column: Column, measure: Measure, j
     fractions = max(1, len(column.label_fractions))
     folds = max((int(record.get("folds") or 1) for record in records), default=1)
     needed, most = fractions * folds, 0
-    values, seeds, used, failures = [], [], [], []
+    values, seeds, used, failures = list[float](), list[int](), dict[int, list[Record]](), list[Gap]()
     for seed, parts in sorted(repetitions.items()):
         good: list[Record] = []
         for _, candidates in sorted(parts.items()):
@@ -227,17 +236,19 @@ def _cell(records: list[Record], line: Line, column: Column, measure: Measure, j
         if len(good) == needed:
             values.append(average([float(record["score"]) for record in good]) * measure.scale)
             seeds.append(seed)
-            used += good
+            used[seed] = good
     job.gaps += failures
     if values:
+        taken = [record for good in used.values() for record in good]
         return Cell(
             unit=measure.unit,
             values=tuple(values),
             seeds=tuple(seeds),
             mean=average(values),
-            stale=any(map(job.is_stale, used)),
-            leaks=_leaks(used, column, job),
-            data=" ".join(sorted({str(record.get("dataset_fingerprint") or "") for record in used})),
+            stale=any(map(job.is_stale, taken)),
+            leaks=_leaks(taken, column, job),
+            data=" ".join(sorted({str(record.get("dataset_fingerprint") or "") for record in taken})),
+            designs=doubt.design(used, measure.metric, measure.scale),
         )
     if most:
         return Cell(FOLDS if folds > 1 else PART, detail=f"{most}/{needed}")
@@ -328,37 +339,8 @@ def _mean_cell(cells: Sequence[Cell], common: list[int]) -> Cell:
         stale=any(cell.stale for cell in parts),
         leaks=tuple(kind for kind in LEAKS if any(kind in cell.leaks for cell in parts)),
         data=" ".join(cell.data for cell in parts).strip(),
+        designs=tuple(one for cell in parts for one in cell.designs) if all(cell.designs for cell in parts) else (),
     )
-
-
-def _best_marked(cells: list[Cell], head: Head) -> list[Cell]:
-    """A column with its tie group marked, unless it has one number only, other data or a number without repetitions.
-
-    A tie group that holds every row says nothing, and is not marked.
-    """
-    scored = [cell for cell in cells if cell.mean is not None]
-    if len(scored) < 2 or any(cell.n < 2 for cell in scored) or has_other_data(scored):
-        return cells
-    best = (max if head.measure.higher_is_better else min)(scored, key=lambda cell: cell.mean or 0.0)
-    tied = [cell.mean is not None and welch(best.values, cell.values) >= SIGNIFICANCE for cell in cells]
-    if sum(tied) == len(scored):
-        return cells
-    return [replace(cell, best=together) for cell, together in zip(cells, tied, strict=True)]
-
-
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Welch's t-test on two samples of at least two values.
-
-    Where neither varies it is 1 for equal means and 0 for others.
-    """
-    difference = average(first) - average(second)
-    errors = [variance(sample) / len(sample) for sample in (first, second)]
-    if sum(errors) < 1e-24:
-        return 1.0 if abs(difference) < 1e-9 else 0.0
-    from scipy.special import stdtr
-
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
-    return float(2.0 * stdtr(freedom, -abs(difference) / math.sqrt(sum(errors))))
 
 
 def _compared(cell: Cell, line: Line, head: Head, condition: Condition, job: _Job) -> Cell:

@@ -1,8 +1,8 @@
 """A table as a picture: every task a small chart, methods as rows; or curves, where columns are label fractions.
 
-Hollow dots are means, filled ones the best with those that do not differ significantly from it; small dots below are
-single repetitions, bars one standard deviation, diamonds the published numbers. matplotlib is imported when a picture
-is made.
+Hollow dots are means, filled ones cannot be told from the best of their column; small dots below are single seeds, bars
+95 % intervals (standard deviations where those cannot be had), diamonds the published numbers. matplotlib is imported
+when a picture is made.
 """
 
 from __future__ import annotations
@@ -106,15 +106,19 @@ def _words(panel: Panel) -> tuple[list[str], list[str], list[str]]:
 
 def _legend(panel: Panel) -> str:
     if _is_curve(panel):
-        return "Points are means over repetitions; a band is one standard deviation."
-    parts = ["Dots are means; bars are one standard deviation; small dots below are single repetitions."]
+        return f"Points are means over seeds; a band is {_spread_of(panel)}."
+    parts = [f"Dots are means; bars are {_spread_of(panel)}; small dots below are single seeds."]
     if any(cell.best for cell in panel.cells):
-        parts.append("Filled: the best, with those that do not differ significantly from it.")
+        parts.append("Filled: not to be told from the best of the column.")
     if panel.against:
         parts.append("Diamonds: published.")
     if len(panel.rows) > 1:
         parts.append(f"Dotted: {panel.rows[0].label}.")
     return " ".join(parts)
+
+
+def _spread_of(panel: Panel) -> str:
+    return "a 95 % interval" if any(cell.half is not None for cell in panel.cells) else "one standard deviation"
 
 
 def _is_curve(panel: Panel) -> bool:
@@ -277,14 +281,14 @@ def _dot(axes: Axes, place: float, cell: Cell, low: float, high: float) -> None:
     if cell.mean is None:
         axes.text(low + 0.03 * (high - low), place, cell.mark, size=7.5, va="center", color=FAINT)
         return
-    if cell.std is not None:
-        axes.plot([cell.mean - cell.std, cell.mean + cell.std], [place, place], "-", color=blue, lw=1.6, zorder=2)
+    if cell.spread is not None:
+        axes.plot([cell.mean - cell.spread, cell.mean + cell.spread], [place, place], "-", color=blue, lw=1.6, zorder=2)
     if cell.n > 1:
         axes.plot(cell.values, [place + 0.3] * cell.n, "o", ms=2.6, color=blue, alpha=0.6, mew=0, zorder=3)
     axes.plot(cell.mean, place, "o", ms=6, mfc=blue if cell.best else "white", mec=blue, mew=1.4, zorder=4)
     marks = "‡" * cell.stale + "".join(LEAKS[kind] for kind in cell.leaks)
     if marks:
-        reach = max([cell.mean + (cell.std or 0.0), *cell.values])
+        reach = max([cell.mean + (cell.spread or 0.0), *cell.values])
         axes.annotate(marks, (reach, place), (5, 0), textcoords="offset points", size=8, va="center", color=ALARM)
 
 
@@ -292,7 +296,7 @@ def _range(cells: Iterable[Cell]) -> tuple[float, float]:
     """Ends of an axis with room at both sides; never narrower than one point."""
     numbers: list[float] = []
     for cell in cells:
-        spread = cell.std or 0.0
+        spread = cell.spread or 0.0
         numbers += [] if cell.mean is None else [cell.mean - spread, cell.mean + spread, *cell.values]
         numbers += [] if cell.published is None else [cell.published]
     if not numbers:
@@ -344,7 +348,7 @@ def _curve(axes: Axes, panel: Panel, name: str, places: Sequence[int]) -> None:
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
         x, y = [x for x, _, _ in there], [mean for _, _, mean in there]
         axes.plot(x, y, marker=marker, ms=4.5, lw=1.5, color=colour, label=row.name)
-        if there and all(cell.std is not None for _, cell, _ in there):
-            low = [mean - (cell.std or 0.0) for _, cell, mean in there]
-            high = [mean + (cell.std or 0.0) for _, cell, mean in there]
+        if there and all(cell.spread is not None for _, cell, _ in there):
+            low = [mean - (cell.spread or 0.0) for _, cell, mean in there]
+            high = [mean + (cell.spread or 0.0) for _, cell, mean in there]
             axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from bench.spec import DONE, SCHEMA, SCHEMAS
+from bench.table.doubt import Found
 from bench.table.layout import REQUIRED, Column, Layout, Record, is_usable
 from bench.table.panel import (
     FIRST,
@@ -15,7 +16,6 @@ from bench.table.panel import (
     MARKS,
     MISSING,
     PART,
-    SIGNIFICANCE,
     UNAVAILABLE,
     Condition,
     Gap,
@@ -188,17 +188,17 @@ def notes(
     footnotes: Mapping[str, str],
     said: list[str],
     partial: Collection[str],
+    could: Sequence[Found] = (),
 ) -> list[str]:
     """Every line under a panel, in reading order.
 
-    `footnotes` are the numbers by footnote, `said` is on the data, `partial` are columns of whose data a part is there.
+    `footnotes` are the numbers by footnote, `said` is on the data, `partial` are columns of whose data a part is there,
+    `could` is what the comparisons of the columns could have found.
     """
     lines = _metric_notes(panel)
-    if panel.n > 1:
-        of_folds = f", each the mean over {panel.folds} folds" if panel.folds else ""
-        lines.append(f"mean ± standard deviation over n = {panel.n} seeds{of_folds}; another n stands with the number.")
+    lines += _spread_notes(panel)
     lines += _mean_notes(panel, layout)
-    lines += _best_notes(panel)
+    lines += _best_notes(panel, could)
     lines += [f"selected by: {selection}" for selection in panel.selections]
     lines += said
     lines += _gap_notes(panel, gaps)
@@ -246,6 +246,29 @@ def data_notes(records: list[Record], columns: list[Column], panel: Panel) -> li
     return lines
 
 
+def target_notes(records: list[Record], columns: list[Column]) -> list[str]:
+    """Of which columns some cases do not count, because nothing is there to be found, and how often rows mark it."""
+    lines = []
+    for column in {column.task: column for column in columns}.values():
+        own = [record for record in records if record["task"] == column.task and record["status"] == DONE]
+        own = [record for record in own if (record.get("n_cases") or 0) > (record.get("n_images") or 0)]
+        if not own:
+            continue
+        counted, whole = int(own[0]["n_images"]), int(own[0]["n_cases"])
+        shares: dict[str, list[float]] = defaultdict(list)
+        for record in own:
+            if record.get("false_marks") is not None:
+                shares[str(record["label"])].append(float(record["false_marks"]))
+        told = ", ".join(
+            f"{label} {percent(round(sum(values) / len(values), 3))}" for label, values in sorted(shares.items())
+        )
+        lines.append(
+            f"{column.label}: {counted} of {count(whole, 'image')}; {whole - counted} without target, in which rows "
+            f"mark something falsely: {told}."
+        )
+    return lines
+
+
 def leak_notes(leaks: Mapping[tuple[str, str], Iterable[str]]) -> list[str]:
     """One line per leak: its mark, what is shared, and the columns it concerns."""
     order = list(LEAKS)
@@ -274,27 +297,60 @@ def _mean_notes(panel: Panel, layout: Layout) -> list[str]:
     return lines
 
 
-def _best_notes(panel: Panel) -> list[str]:
-    lines, unmarked, tied = list[str](), list[str](), list[str]()
+def _spread_notes(panel: Panel) -> list[str]:
+    """What stands behind the sign of plus and minus."""
+    of_folds = f", each the mean over {panel.folds} folds" if panel.folds else ""
+    seeds = f"n = {panel.n} seeds{of_folds}; another n stands with the number"
+    halves = [cell for cell in panel.cells if cell.half is not None]
+    lines = []
+    if any(cell.n != 1 for cell in halves):
+        lines.append(f"mean ± half width of its 95 % interval for new seeds and new cases; {seeds}.")
+    if any(cell.n == 1 for cell in halves):
+        lines.append(
+            "cases only: with one seed ± is the half width of the 95 % interval over cases alone. It says how the same "
+            "networks would do on other images, and nothing of another training."
+        )
+    if any(cell.half is None and cell.std is not None for cell in panel.cells):
+        lines.append(f"mean ± standard deviation over {seeds}{'' if not halves else ', where that is all there is'}.")
+    return lines
+
+
+def _best_notes(panel: Panel, could: Sequence[Found]) -> list[str]:
+    """What can be told apart, what the table could have found, and why something is not compared."""
+    lines, silent, tied, alone = list[str](), list[str](), list[str](), list[str]()
+    known = {found.label for found in could}
     for head, cells in panel.columns:
         scored = [cell for cell in cells if cell.mean is not None]
-        if len(scored) > 1 and not has_other_data(cells) and not any(cell.best for cell in cells):
-            (unmarked if any(cell.n < 2 for cell in scored) else tied).append(head.label)
+        if len(scored) < 2 or has_other_data(cells):
+            continue
+        if head.label not in known:
+            (alone if any(cell.n < 2 for cell in scored) else silent).append(head.label)
+        elif not any(cell.best for cell in cells):
+            tied.append(head.label)
     if any(cell.best for cell in panel.cells):
         lines.append(
-            "* best of its column, with every row that does not differ significantly from it "
-            f"(Welch's t-test over seeds, p ≥ {SIGNIFICANCE:g})."
+            "* not to be told from the best of its column (p ≥ 0.05, Tukey's range test over seeds and cases; where "
+            "nothing differs, one column in twenty leaves a row out)."
         )
-    if unmarked and panel.n < 2:
-        lines.append("Nothing is marked best: with one seed a difference may be chance.")
-    elif unmarked:
-        lines.append(f"No best is marked under {', '.join(unmarked)}: some row has fewer than two seeds in common.")
-    if tied:
+    if alone and panel.n < 2:
+        lines.append("Nothing is marked: with one seed nothing can be said of methods.")
+    elif alone:
+        lines.append(f"Nothing is marked under {', '.join(alone)}: some row has fewer than two seeds in common.")
+    if silent:
         lines.append(
-            f"Nothing is marked under {', '.join(tied)}: no row differs significantly from the best of its column "
-            f"(Welch's t-test over seeds, p ≥ {SIGNIFICANCE:g})."
+            f"Nothing is marked under {', '.join(silent)}: its records hold no scores of single cases to compare by."
         )
+    if tied:
+        lines.append(f"Nothing is marked under {', '.join(tied)}: no row can be told from the best of its column.")
+    if could:
+        unit = f", in {panel.measure.unit}" if panel.measure.unit else ""
+        parts = ", ".join(f"{one.label} {one.least:.{panel.measure.digits}f}{_seeds_for(one)}" for one in could)
+        lines.append(f"The least lead that would have been found{unit} (seeds that half would take): {parts}.")
     return lines
+
+
+def _seeds_for(found: Found) -> str:
+    return f" ({found.seeds})" if found.seeds else " (more cases)"
 
 
 def _gap_notes(panel: Panel, gaps: list[Gap]) -> list[str]:

@@ -13,7 +13,6 @@ from bench.spec import BLOCKED, DONE, FAILED, OUT_OF_MEMORY, TIMED_OUT
 MISSING, UNAVAILABLE, PART = "missing", "not available", "part of the label fractions"
 FOLDS = "part of the folds"
 LEAKS = {"test": "†", "train": "§", "known": "¶"}  # kind of leak -> mark behind the number; the gravest first
-SIGNIFICANCE = 0.05  # two-sided, of Welch's t-test
 MARKS = {  # status -> what stands in the cell; the gravest first
     MISSING: "–",
     FAILED: "failed",
@@ -76,6 +75,23 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Design:
+    """Scores of single cases behind a number, in its unit: a row for each seed, NaN where a case does not count."""
+
+    seeds: tuple[int, ...]
+    cases: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...]
+
+    def of(self, seed: int, case: str) -> float:
+        return self._at[seed, case]
+
+    @cached_property
+    def _at(self) -> dict[tuple[int, str], float]:
+        rows = zip(self.seeds, self.scores, strict=True)
+        return {(seed, case): score for seed, row in rows for case, score in zip(self.cases, row, strict=True)}
+
+
+@dataclass(frozen=True)
 class Cell:
     """A number with its spread, or the reason why there is none."""
 
@@ -93,6 +109,13 @@ class Cell:
     published_status: str = ""  # done, not available; empty: no publication asked for
     difference: float | None = None  # ours minus published
     inside: bool | None = None  # of the tolerance; None: not comparable
+    half: float | None = None  # half width of the 95 % interval; None: not known, or not asked for
+    designs: tuple[Design, ...] = ()  # of its task, or of every task that it averages; (): not known
+
+    @property
+    def spread(self) -> float | None:
+        """What stands behind the sign of plus and minus: half an interval, or else a standard deviation."""
+        return self.half if self.half is not None else self.std
 
     @property
     def n(self) -> int:

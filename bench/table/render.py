@@ -48,7 +48,7 @@ def _number(cell: Cell, usual: int, digits: int) -> str:
     """`74.32 ± 0.51`, with n where it is not the usual one."""
     if cell.mean is None:
         return cell.mark
-    spread = f" ± {cell.std:.{digits}f}" if cell.std is not None else ""
+    spread = f" ± {cell.spread:.{digits}f}" if cell.spread is not None else ""
     counted = f" (n={cell.n})" if cell.n and cell.n != usual else ""
     return f"{cell.mean:.{digits}f}{spread}{counted}"
 
@@ -318,6 +318,7 @@ def _csv_line(panel: Panel, row: PanelRow) -> dict[str, Any]:
         values: dict[str, str | int] = {
             "": _rounded(cell.mean, panel),
             "_std": _rounded(cell.std, panel),
+            "_half": _rounded(cell.half, panel),
             "_n": "" if cell.mean is not None and not cell.n else cell.n,
             "_status": f"{cell.status} ({cell.detail})" if cell.detail else cell.status,
             "_marks": " ".join(
@@ -342,12 +343,20 @@ def _json(table: Table) -> str:
 
 def _json_panel(panel: Panel) -> dict[str, Any]:
     names = [head.name for head in panel.heads]
-    rows = [asdict(row) | {"cells": dict(zip(names, map(_json_cell, row.cells), strict=True))} for row in panel.rows]
+    rows = [
+        asdict(replace(row, cells=())) | {"cells": dict(zip(names, map(_json_cell, row.cells), strict=True))}
+        for row in panel.rows
+    ]
     return asdict(replace(panel, rows=())) | {"rows": rows}
 
 
 def _json_cell(cell: Cell) -> dict[str, Any]:
-    values = asdict(cell) | {"std": cell.std, "n": cell.n, "values": [round(value, 6) for value in cell.values]}
+    values = asdict(replace(cell, designs=())) | {
+        "std": cell.std,
+        "n": cell.n,
+        "values": [round(value, 6) for value in cell.values],
+    }
+    del values["designs"]
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
 
 
