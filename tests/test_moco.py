@@ -46,20 +46,20 @@ def test_the_queue_wraps_and_is_never_longer_than_the_corpus(name: str) -> None:
 
 
 def test_the_key_encoder_is_a_moving_average() -> None:
+    """The query encoder is moved far away first: what one step of training moves is less than any tolerance."""
     run = _run("moco", corpus_size=6, encoder_momentum=0.9)
-    own, slow = run.method.backbone, run.method.momentum_backbone
-    started = {name: value.clone() for name, value in slow.named_parameters()}
-    for step in range(2):
-        run.enter(step)
+    for own, slow in (
+        (run.method.backbone, run.method.momentum_backbone),
+        (run.method.projector, run.method.momentum_projector),
+    ):
+        with torch.no_grad():
+            for item in own.parameters():
+                item.add_(torch.randn_like(item))
+        started = {name: value.clone() for name, value in slow.named_parameters()}
         before = copy.deepcopy(dict(own.named_parameters()))  # what the key encoder moves towards
+        run.enter(0)
         run.train_step()
-    for name, value in slow.named_parameters():
-        torch.testing.assert_close(value, 0.9 * started[name] + 0.1 * before[name])
-        assert value.grad is None
-
-
-def test_the_rate_follows_the_batch() -> None:
-    for batch, expected in ((256, 0.03), (64, 0.0075)):
-        cell = pretrain_cell("moco", batch_size=batch)
-        method = pretrain.build_method(cell, SHELVES.methods["moco"], textured_corpus(512, 32, 3))
-        assert method.recipe().lr == pytest.approx(expected)  # type: ignore[operator]
+        for name, value in slow.named_parameters():
+            torch.testing.assert_close(value, 0.9 * started[name] + 0.1 * before[name])
+            assert (value - started[name]).abs().max() > 0.05
+            assert value.grad is None

@@ -165,6 +165,43 @@ def test_views_of_a_second_modality_are_made_for_those_who_need_it(name: str, co
     assert (len(batch.views), len(batch.pairs)) == (2, count)
 
 
+def test_seeds_and_steps_see_other_views_of_other_images() -> None:
+    """Whatever is drawn for a batch is drawn from seed and step, and from nothing else."""
+    corpus = textured_corpus(6, 32, 3)
+    one = textured_corpus(1, 32, 3)  # of one image, so that what differs is the view
+    run = pretrain._Run(
+        pretrain_cell("simclr"), SHELVES.methods["simclr"], corpus, pretrain.set_up(Site(Path(), Path(), None))
+    )
+
+    def shown(images: Corpus, seed: int, step: int) -> Tensor:
+        cell = pretrain_cell("simclr", seed=seed, batch_size=1)
+        return pretrain.make_batch(images, cell, run.declared, step, 0, torch.device("cpu")).views[0].images
+
+    assert torch.equal(shown(corpus, 3, 5), shown(corpus, 3, 5))
+    assert not torch.equal(shown(one, 3, 5), shown(one, 4, 5))
+    assert not torch.equal(shown(one, 3, 5), shown(one, 3, 6))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_pretraining_computes_in_the_precision_of_its_cell(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    forward = Backbone.forward
+
+    def watched(self: Backbone, images: Tensor) -> list[Tensor]:
+        features = forward(self, images)
+        seen.append(features[-1].dtype)
+        return features
+
+    monkeypatch.setattr(Backbone, "forward", watched)
+    monkeypatch.setattr(pretrain.data, "open_corpus", lambda *_: textured_corpus(6, 32, 3))
+    cell = replace(pretrain_cell("simclr", steps=2), precision=precision)
+    site = Site(tmp_path, tmp_path, None)
+    pretrain.pretrain(cell, SHELVES.methods["simclr"], SHELVES, site, tmp_path, lambda facts: None)
+    assert set(seen) == {torch.float32 if precision == "32" else torch.bfloat16}
+
+
 def test_a_method_may_look_at_the_corpus_once_per_epoch() -> None:
     run = _clustering(textured_corpus(10, 32, 3), steps=8, batch_size=4)  # epochs begin at steps 0, 3, 5
     assert [step for step in range(8) if run.begins_epoch(step)] == [0, 3, 5]
