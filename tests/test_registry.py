@@ -253,11 +253,8 @@ def test_an_installed_package_brings_methods(tmp_path: Path, monkeypatch: pytest
     points = [
         importlib.metadata.EntryPoint("theirs", module, "medssl_bench.methods") for module in ("their_methods", "gone")
     ]
-    monkeypatch.setattr(
-        registry.importlib.metadata,
-        "entry_points",
-        lambda group: [point for point in points if point.group == group],
-    )
+    installed = importlib.metadata.EntryPoints(points)
+    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda: installed)
     found = scan()
     assert "theirs" in found.methods and "names no module" in found.broken["gone"]
 

@@ -339,13 +339,16 @@ class Registry:
         return found
 
 
-def _entry_point_files(kind: str) -> Iterable[tuple[str, Path | None]]:
-    for point in importlib.metadata.entry_points(group=f"medssl_bench.{_PLURALS[kind]}"):
-        try:
-            spec = importlib.util.find_spec(point.module)
-        except (ImportError, ValueError):
-            spec = None
-        yield point.value, Path(spec.origin) if spec is not None and spec.origin else None
+def _entry_point_files() -> Iterable[tuple[str, Path | None]]:
+    """Files of installed plug-ins, kind by kind; every installed package is looked at once."""
+    points = importlib.metadata.entry_points()
+    for kind in SPECS:
+        for point in points.select(group=f"medssl_bench.{_PLURALS[kind]}"):
+            try:
+                spec = importlib.util.find_spec(point.module)
+            except (ImportError, ValueError):
+                spec = None
+            yield point.value, Path(spec.origin) if spec is not None and spec.origin else None
 
 
 def _files(folders: Iterable[str]) -> list[Path]:
@@ -364,12 +367,11 @@ def scan(plugins: Iterable[str] = ()) -> Registry:
     """Reads the two plug-in packages, installed entry points and the given files."""
     registry = bare()
     registry.add_files(_files(PLUGINS), tolerant=True)
-    for kind in SPECS:
-        for value, file in _entry_point_files(kind):
-            if file is None:
-                registry.broken[value] = f"the entry point {value} names no module that can be found"
-            else:
-                registry.add_file(file, tolerant=True)
+    for value, file in _entry_point_files():
+        if file is None:
+            registry.broken[value] = f"the entry point {value} names no module that can be found"
+        else:
+            registry.add_file(file, tolerant=True)
     for name, path in layout_files().items():
         try:
             registry.tables[name] = _row_methods(path)
